@@ -1,0 +1,90 @@
+"""What every script shares: a user's errors, folders that appear whole, files named by language."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+
+class UserError(Exception):
+    """A user's mistake, in one sentence: what is wrong, where, and what to do."""
+
+
+def run(main: Callable, args) -> None:
+    """Run a script's `main(args)`; a `UserError` becomes one line on stderr (of rank 0) and exit code 2."""
+    try:
+        main(args)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def read_json(path: Path, default):
+    """The content of a JSON file, or `default` where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def write_json(path: Path, content) -> None:
+    """Write readable JSON (UTF-8, two spaces) that ends in a newline."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
+
+    `args` (a namespace) is written into it as `args.json`. A folder that holds files but no `args.json` is
+    not ours to replace: UserError.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
+        raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if args is not None:
+            write_json(temporary / "args.json", vars(args))
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def expand_languages(spec: str) -> dict[str, str]:
+    """'x.{en,it}.gz' -> {'en': 'x.en.gz', 'it': 'x.it.gz'}: the files of a brace path by language."""
+    match = re.search(r"\{([^{}]+)\}", spec)
+    if match is None:
+        raise UserError(f"{spec} names no languages: write them in quoted braces, as in 'stsb-{{en,it}}-test.csv'")
+    return {lang: spec[: match.start()] + lang + spec[match.end() :] for lang in match[1].split(",")}
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a UTF-8 text file, plain or compressed as its suffix says, without line ends."""
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8", compression="infer", newline="\n") as file:
+            return [line.rstrip("\r\n") for line in file]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the path and the languages in its braces") from None
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error}): convert or fetch it again") from error
+
+
+def read_aligned_lines(spec: str) -> dict[str, list[str]]:
+    """Line-aligned files of a brace path, by language. UserError when their line counts differ."""
+    lines = {language: read_lines(path) for language, path in expand_languages(spec).items()}
+    counts = {language: len(sentences) for language, sentences in lines.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"{spec}: the files are not line-aligned, their line counts are {counts}")
+    return lines

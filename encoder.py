@@ -1,0 +1,236 @@
+"""The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+from distill_utils import UserError, read_json, write_json
+
+
+def tokenize(tokenizer, sentences: list[str], max_seq_length: int) -> list[list[int]]:
+    """Token ids of each sentence with its special tokens, cut at `max_seq_length`, not padded."""
+    if not sentences:
+        return []
+    return tokenizer(
+        sentences,
+        truncation=True,
+        max_length=max_seq_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+
+
+def length_sorted_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut sequences into batches of at most `max_tokens` padded tokens (or one sequence), longest first.
+
+    Sorted by length, a batch holds little padding; longest first, memory runs out at once or never.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        stop = start + max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def pad(sequences: list, pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Token id sequences to a model's `input_ids` and `attention_mask`, both (batch, longest) int64."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]
+    input_ids = torch.full(real.shape, pad_token_id)
+    input_ids[real] = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
+    return {
+        "input_ids": input_ids.to(device, non_blocking=True),
+        "attention_mask": real.long().to(device, non_blocking=True),
+    }
+
+
+def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+
+
+POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask to (batch, width)
+    "cls": lambda tokens, mask: tokens[:, 0],
+    "mean": _mean,
+    "max": lambda tokens, mask: tokens.masked_fill(mask == 0, -1e9).amax(1),
+    "mean_sqrt_len": lambda tokens, mask: (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt(),
+}
+# The keys of sentence-transformers' 1_Pooling/config.json that every version reads.
+POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
+}
+
+
+class SentenceEncoder(nn.Module):
+    """A transformer, a pooling, and the Dense and Normalize layers that may follow them."""
+
+    def __init__(
+        self, transformer, tokenizer, pooling: str, dense: nn.Sequential, normalize: bool, max_seq_length: int
+    ):
+        super().__init__()
+        self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
+        self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
+        # BERT's pooler serves next-sentence prediction; it gets no gradient here, which DDP must know.
+        for name, parameter in transformer.named_parameters():
+            if name.startswith("pooler."):
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, max_seq_length: int | None = None) -> "SentenceEncoder":
+        """Load a sentence-transformers folder of any version, or a plain transformer (mean pooling).
+
+        `name_or_path`: a local folder or a hub id; UserError for anything else. Weights are fp32.
+        """
+        folder = _model_folder(name_or_path)
+        modules = read_json(folder / "modules.json", [{"type": "Transformer", "path": ""}])
+        pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
+        for module in modules:
+            kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
+            if kind == "Transformer":
+                root = path
+            elif kind == "Pooling":
+                pooling = _read_pooling(path / "config.json")
+            elif kind == "Dense":
+                dense.append(_load_dense(path))
+            elif kind == "Normalize":
+                normalize = True
+            else:
+                raise UserError(f"{name_or_path} has a module of type {module['type']}, which is not supported")
+        try:
+            transformer = AutoModel.from_pretrained(root, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(root)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name_or_path} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        limits = [tokenizer.model_max_length, getattr(transformer.config, "max_position_embeddings", 10**6)]
+        configs = [read_json(path, {}) for path in root.glob("sentence_*_config.json")]
+        limits += [config["max_seq_length"] for config in configs if config.get("max_seq_length")]
+        return cls(transformer, tokenizer, pooling, dense, normalize, min([*limits, max_seq_length or 10**6]))
+
+    @property
+    def dimension(self) -> int:
+        """Width of a sentence vector."""
+        return self.dense[-1][0].out_features if len(self.dense) else self.transformer.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, length) token ids and mask to (batch, dimension) fp32 vectors."""
+        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
+        vectors = self.dense(POOLINGS[self.pooling](tokens.float(), attention_mask[..., None].float()))
+        return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    @torch.no_grad()
+    def encode(self, sentences: list[str], max_tokens: int = 4096, progress: str | None = None) -> np.ndarray:
+        """Vectors (len(sentences), dimension) float32, in the order given; `progress` names a bar."""
+        training, device = self.training, next(self.parameters()).device
+        self.eval()
+        ids = tokenize(self.tokenizer, sentences, self.max_seq_length)
+        vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
+        with tqdm(total=len(ids), desc=progress, unit=" sentences", disable=progress is None) as bar:
+            for batch in length_sorted_batches(np.array([len(i) for i in ids]), max_tokens):
+                inputs = pad([ids[i] for i in batch], self.tokenizer.pad_token_id, device)
+                vectors[batch] = self(**inputs).cpu().numpy()
+                bar.update(len(batch))
+        self.train(training)
+        return vectors
+
+    def save(self, folder: Path) -> None:
+        """Write a sentence-transformers folder (safetensors) that its versions from 2.2 to 6 open."""
+        self.transformer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder, self.max_seq_length)
+        module = "sentence_transformers.models."
+        width = self.transformer.config.hidden_size
+        pooling = {"word_embedding_dimension": width} | {k: m == self.pooling for m, k in POOLING_KEYS.items()}
+        configs = [("Transformer", None), ("Pooling", pooling)]
+        configs += [("Dense", _dense_config(layer)) for layer in self.dense]
+        configs += [("Normalize", {})] * self.normalize
+        modules = []
+        for index, (kind, config) in enumerate(configs):
+            path = f"{index}_{kind}" if index else ""
+            modules.append({"idx": index, "name": str(index), "path": path, "type": module + kind})
+            if index:
+                (folder / path).mkdir()
+                write_json(folder / path / "config.json", config)
+            if kind == "Dense":
+                weights = {f"linear.{k}": v for k, v in self.dense[index - 2][0].state_dict().items()}
+                save_file(weights, folder / path / "model.safetensors")
+        write_json(folder / "modules.json", modules)
+        write_json(
+            folder / "sentence_bert_config.json",
+            {"max_seq_length": self.max_seq_length, "do_lower_case": False},
+        )
+        write_json(
+            folder / "config_sentence_transformers.json",
+            {
+                "model_type": "SentenceTransformer",
+                "__version__": {},
+                "prompts": {},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+        )
+
+
+def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
+    """Save a tokenizer so that transformers 4 opens it too: it refuses the class name that 5 writes."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, {})
+    config.pop("backend", None)
+    config["model_max_length"] = max_seq_length
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, config)
+
+
+def _model_folder(name_or_path: str) -> Path:
+    """A local model folder as it is; a hub id as its snapshot in the local cache."""
+    if Path(name_or_path).exists():
+        if not list(Path(name_or_path).glob("**/config.json")):
+            raise UserError(f"{name_or_path} is no model: it has no config.json")
+        return Path(name_or_path)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
+        raise UserError(f"{name_or_path} does not exist: give a model folder or a hub id")
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name_or_path} is neither a model folder nor a hub id within reach: {reason}") from error
+
+
+def _read_pooling(path: Path) -> str:
+    """The pooling named by 1_Pooling/config.json: `pooling_mode` since version 6, one key per mode before."""
+    config = read_json(path, {})
+    mode = config.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else [m for m, key in POOLING_KEYS.items() if config.get(key)]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise UserError(f"{path}: the pooling must be one of {', '.join(POOLINGS)}, found {modes or config}")
+    return modes[0]
+
+
+def _load_dense(path: Path) -> nn.Sequential:
+    """A Dense module: its linear layer, then its activation."""
+    config = read_json(path / "config.json", {})
+    linear = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
+    linear.load_state_dict({k.removeprefix("linear."): v for k, v in load_file(path / "model.safetensors").items()})
+    return nn.Sequential(linear, getattr(nn, config["activation_function"].rsplit(".", 1)[-1])())
+
+
+def _dense_config(layer: nn.Sequential) -> dict:
+    linear, activation = layer
+    return {
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+        "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
+    }
