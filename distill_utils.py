@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import fsspec
 
 
@@ -88,3 +89,14 @@ def read_aligned_lines(spec: str) -> dict[str, list[str]]:
     if len(set(counts.values())) > 1:
         raise UserError(f"{spec}: the files are not line-aligned, their line counts are {counts}")
     return lines
+
+
+def load_pairs(path: str) -> datasets.DatasetDict:
+    """The folder that build_pairs.py wrote: splits with the columns `source` and `targets`."""
+    try:
+        pairs = datasets.load_from_disk(path)
+        if {"source", "targets"} <= set(pairs["train"].column_names):
+            return pairs
+    except (FileNotFoundError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is no folder of build_pairs.py (train with the columns source and targets)")

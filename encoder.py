@@ -5,13 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from distill_utils import UserError, read_json, write_json
+
+logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
 
 
 def tokenize(tokenizer, sentences: list[str], max_seq_length: int) -> list[list[int]]:
@@ -234,3 +239,16 @@ def _dense_config(layer: nn.Sequential) -> dict:
         "bias": linear.bias is not None,
         "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
     }
+
+
+def encode_on_all_ranks(
+    encoder: SentenceEncoder, sentences: list[str], accelerator: Accelerator, progress: str | None = None
+) -> dict[str, np.ndarray]:
+    """The vector of every distinct sentence, on every rank; each rank encodes its share."""
+    distinct = sorted(set(sentences), key=lambda sentence: (len(sentence), sentence))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = encoder.encode(distinct[rank::world], progress=progress if accelerator.is_main_process else None)
+    vectors = np.empty((len(distinct), encoder.dimension), dtype=np.float32)
+    for start, share in enumerate(gather_object([mine])):
+        vectors[start::world] = share
+    return dict(zip(distinct, vectors, strict=True))

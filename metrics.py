@@ -70,18 +70,22 @@ def sts_scores(sentences: dict, scores: np.ndarray, vector: dict[str, np.ndarray
     `vector`: the vector of every sentence. Returns {'en': {...}, 'en-it': {...}}; 'en-it' takes sentence1 in
     English and sentence2 in Italian.
     """
-    unit = {
-        language: [_unit(np.stack([vector[s] for s in column])) for column in columns]
-        for language, columns in sentences.items()
+    columns = {
+        language: [np.stack([vector[sentence] for sentence in column]) for column in both]
+        for language, both in sentences.items()
     }
     result = {}
-    for language1, (first, _) in unit.items():
-        for language2, (_, second) in unit.items():
+    for language1, (first, _) in columns.items():
+        for language2, (_, second) in columns.items():
             name = language1 if language1 == language2 else f"{language1}-{language2}"
             metric = CosineCorrelation(keep_in_memory=True)
-            cosine = (first * second).sum(1)
-            result[name] = metric.compute(predictions=cosine, references=scores) | {"n": len(scores)}
+            result[name] = metric.compute(predictions=cosine(first, second), references=scores) | {"n": len(scores)}
     return result
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine similarity (n,) of row i of `first` with row i of `second`; either may be one row for all."""
+    return (_unit(first) * _unit(second)).sum(1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
