@@ -1,6 +1,7 @@
 """Scores of sentence vectors: textual similarity within and across languages, translation accuracy."""
 
 import csv
+import io
 
 import datasets
 import evaluate
@@ -42,16 +43,22 @@ def read_sts(spec: str) -> tuple[dict[str, tuple[list[str], list[str]]], np.ndar
         rows = _read_sts_csv(path)
         sentences[language] = ([row[0] for row in rows], [row[1] for row in rows])
         scores[language] = np.array([row[2] for row in rows])
+    counts = {language: len(gold) for language, gold in scores.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"{spec}: the files have different row counts, {counts}")
     first = next(iter(scores))
     for language, gold in scores.items():
-        if not np.array_equal(gold, scores[first]):
-            raise UserError(f"{spec}: the {first} and {language} files are not aligned, their scores differ")
+        for row in np.flatnonzero(gold != scores[first]):
+            raise UserError(
+                f"{spec}: the {first} and {language} files are not aligned, row {row + 1} has the scores "
+                f"{5 * scores[first][row]:.1f} and {5 * gold[row]:.1f}"
+            )
     return sentences, scores[first]
 
 
 def _read_sts_csv(path: str) -> list[tuple[str, str, float]]:
     rows = []
-    for number, row in enumerate(csv.reader(read_lines(path)), 1):
+    for number, row in enumerate(csv.reader(io.StringIO("\n".join(read_lines(path)))), 1):
         try:
             sentence1, sentence2, score = row
             rows.append((sentence1, sentence2, float(score) / 5))

