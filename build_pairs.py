@@ -18,6 +18,7 @@ import xxhash
 from tabulate import tabulate
 
 from distill_utils import (
+    HelpFormatter,
     UserError,
     read_aligned_lines,
     read_lines,
@@ -40,9 +41,7 @@ CORPUS_HELP = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     # fmt: off
     data = parser.add_argument_group("corpora")
     data.add_argument("--corpus", nargs="+", required=True, metavar="SPEC", help=CORPUS_HELP)

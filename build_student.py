@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from distill_utils import UserError, load_pairs, replaced_folder, run
+from distill_utils import HelpFormatter, UserError, load_pairs, replaced_folder, run
 from encoder import SentenceEncoder, save_tokenizer
 
 SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")  # their ids in the student: 0 to 4
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     graft = commands.add_parser(
         "graft",
         help=graft_student.__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     # fmt: off
     graft.add_argument("--encoder_model_name_or_path", required=True, help="model whose encoder the student gets")
@@ -111,7 +111,10 @@ def graft_student(args: argparse.Namespace) -> None:
         raise UserError(f"{args.encoder_model_name_or_path}: its tokenizer has no {lacking[0]} token to graft from")
     # A teacher that reads no capitals knows nothing to start capitalised tokens from.
     lowercase = old_tokenizer.tokenize("Plants") == old_tokenizer.tokenize("plants")
-    tokenizer = train_tokenizer(sentences(train), args.vocab_size, lowercase)
+    try:
+        tokenizer = train_tokenizer(sentences(train), args.vocab_size, lowercase)
+    except RuntimeError as error:  # sentencepiece's, whose own text names the letters it has to hold
+        raise UserError(f"--vocab_size {args.vocab_size} is too small for {args.pairs_dir}: {error}") from error
 
     embeddings = start_embeddings(model.get_input_embeddings().weight.detach(), old_tokenizer, tokenizer)
     model.set_input_embeddings(nn.Embedding.from_pretrained(embeddings, padding_idx=tokenizer.pad_token_id))

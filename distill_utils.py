@@ -1,5 +1,6 @@
 """What every script shares: a user's errors, folders that appear whole, files named by language."""
 
+import argparse
 import json
 import os
 import re
@@ -11,6 +12,13 @@ from pathlib import Path
 
 import datasets
 import fsspec
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are: no "(default: None)"."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 from tabulate import tabulate
 
-from distill_utils import UserError, read_aligned_lines, replaced_folder, run, write_json
+from distill_utils import HelpFormatter, UserError, read_aligned_lines, replaced_folder, run, write_json
 from encoder import SentenceEncoder, encode_on_all_ranks
 from metrics import cosine, read_sts, sts_scores, translation_accuracy
 
@@ -25,9 +25,7 @@ from matplotlib import pyplot as plt
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     # fmt: off
     parser.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
     parser.add_argument("--sts", required=True, metavar="SPEC", help="aligned STS files, 'stsb-{en,it}-test.csv'")

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from distill_utils import UserError, load_pairs, read_json, replaced_folder, run, write_json
+from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
 from encoder import SentenceEncoder, encode_on_all_ranks, length_sorted_batches, pad, tokenize
 from metrics import read_sts, sts_scores, translation_accuracy
 
@@ -37,9 +37,7 @@ from matplotlib import pyplot as plt
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     # fmt: off
     data = parser.add_argument_group("data and models")
     data.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py")
@@ -50,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
-    training.add_argument("--translations_per_source", type=int, default=2, help="of a source taken together")
+    training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
     training.add_argument("--max_tokens_per_batch", type=int, help="padded tokens a forward takes (CPU 512, GPU 16384)")
     training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
     training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
@@ -67,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     watching.add_argument("--logging_steps", type=int, default=10, help="steps between lines of metrics.jsonl")
     watching.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
     watching.add_argument("--checkpoints_total_limit", type=int, default=2, help="newest checkpoints to keep")
-    watching.add_argument("--resume_from_checkpoint", metavar="latest|PATH", help="'latest' may be none yet")
+    watching.add_argument("--resume_from_checkpoint", metavar="latest|PATH", help="latest: if there is one")
     # fmt: on
     return parser
 

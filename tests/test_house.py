@@ -1,0 +1,78 @@
+"""The rules of the house that a machine can check: options are read, written commands can be run."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ["build_pairs", "build_student", "train_distill", "eval_sts"]
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """Names of all options, those of subcommands too."""
+    names = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names.add(action.dest)
+            for subparser in action.choices.values():
+                names |= options(subparser)
+        elif action.dest != "help":
+            names.add(action.dest)
+    return names
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_option_is_read(name):
+    script = (ROOT / f"{name}.py").read_text().replace("args.json", "")
+    read = set(re.findall(r"\bargs\.(\w+)", script))
+    assert options(importlib.import_module(name).build_parser()) == read
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_defaults_but_no_none(name, capsys):
+    command = ["graft", "--help"] if name == "build_student" else ["--help"]
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).build_parser().parse_args(command)
+    assert end.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in printed
+    assert "(default: " in printed or name == "eval_sts"
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command for one of the scripts in docstrings, README and shell scripts, with where it stands."""
+    found = []
+    places = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("runs/*.sh"), *ROOT.glob("benchmarks/*.md")]
+    for path in places:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            text = ast.get_docstring(ast.parse(text)) or ""
+        text = text.replace("\\\n", " ")
+        found += [(path.name, line.strip()) for line in text.splitlines() if re.search(r"\w+\.py (graft )?--\w", line)]
+    return found
+
+
+@pytest.mark.parametrize("place, command", commands())
+def test_written_commands_parse(place, command):
+    words = shlex.split(command, comments=True)
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    assert (ROOT / words[at]).is_file()
+    importlib.import_module(words[at].removesuffix(".py")).build_parser().parse_args(words[at + 1 :])
+
+
+def test_scripts_do_not_import_the_peer():
+    for path in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.startswith("sentence_transformers") for name in names), path.name
+
+
+def test_requirements_are_pinned_exactly():
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            assert line.startswith(("#", "-r ")) or re.match(r"[\w-]+==[\w.]+(;|$)", line), line
