@@ -85,7 +85,8 @@ def print_scores(entries: list[dict], languages: list[str], n: int) -> None:
     if len(entries) > 1:
         before, after = list(tables)[-2:]
         tables[f"{after} minus {before}"] = tables[after] - tables[before]
-    print(f"\nSTS: Spearman x 100 of cosine similarity, {n} pairs; row: language of sentence1, column: of sentence2")
+    print(f"\nSTS, {n} pairs: Spearman x 100 of cosine similarity")
+    print("row: language of sentence1, column: language of sentence2")
     for name, values in tables.items():
         form = "+.1f" if " minus " in name else ".1f"
         rows = [[language, *row] for language, row in zip(languages, values, strict=True)]

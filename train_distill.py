@@ -323,7 +323,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int, enabled: bool):
         self.path, self.enabled, self.lines = path, enabled, []
-        if enabled and step > 0:
+        if enabled and step > 0 and path.exists():
             self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= step]
         if enabled:
             path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))

@@ -309,6 +309,25 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
+def test_a_launcher_that_would_train_separate_copies_is_refused(pairs, teacher, student, tmp_path):
+    """Without a GPU and without ACCELERATE_USE_CPU, accelerate starts two worlds of one process."""
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU the processes find each other")
+    given = arguments(pairs, teacher, student, tmp_path / "run")
+    done = script("train_distill.py", *given, processes=2, ACCELERATE_USE_CPU="false")
+    assert done.returncode != 0
+    assert "the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_can_be_taken_to_another_folder(pairs, teacher, student, tmp_path):
+    more = ["--max_train_steps", "6", "--checkpointing_steps", "3", "--logging_steps", "1"]
+    whole = train(pairs, teacher, student, tmp_path / "whole", *more)
+    moved = [*more, "--resume_from_checkpoint", str(whole / "checkpoint-3")]
+    other = train(pairs, teacher, student, tmp_path / "other", *moved)
+    assert metrics(other, "loss") == metrics(whole, "loss")[3:]
+
+
 def test_exit_code_of_the_real_script(teacher, student, tmp_path):
     done = script("train_distill.py", *arguments(str(tmp_path / "nowhere"), teacher, student, tmp_path / "run"))
     assert done.returncode == 2
