@@ -16,6 +16,7 @@ The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perh
 import argparse
 import gzip
 import json
+import os
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -267,7 +268,9 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): nothing was changed there") from error
+        # Arrow's errors carry the number, but not its meaning.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
 
 
 # ---------------------------------------------------------------- the call

@@ -116,7 +116,7 @@ def read_excluded(specs: Iterable[str]) -> pl.Series:
     for spec in specs:
         for path in expand_languages(spec).values() if "{" in spec else [spec]:
             there = _sts_sentences(path) if ".csv" in Path(path).suffixes else _plain_sentences(path)
-            if not len(there):
+            if there.is_in(["", None], nulls_equal=True).all():
                 raise UserError(f"{path} holds no sentence to exclude: check the file")
             sentences.append(fold(there))
     sentences = pl.concat(sentences).unique(maintain_order=True)

@@ -5,6 +5,7 @@ sentence is one that the corpus says is missing. Nothing is judged here: cleanin
 """
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -48,6 +49,10 @@ OPENERS = {
     ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
 }
 HUB_SPEC = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]*))?")
+# Half of an escaped character beyond U+FFFF, which Polars would mend in silence and Python cannot write.
+LONE_SURROGATE = re.compile(
+    r"\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F]"
+)
 PAIR = {"source": pl.String, "language": pl.String, "target": pl.String}
 
 
@@ -293,14 +298,22 @@ def _distinct(names: list[str], where: str) -> list[str]:
 
 def csv_tables(path: str) -> Iterator[pl.DataFrame]:
     """CSV with a header; every column is read as strings."""
-    with opened(path) as file:
-        # Python's reader for the header alone: Arrow must know the names before it is told that all are strings.
-        header = pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=BLOCK)).schema.names
-    strings = pa.csv.ConvertOptions(column_types=dict.fromkeys(_distinct(header, f"{path}, line 1"), pa.string()))
+    first = next((lines[0] for _, lines in text_lines(path)), None)
+    if first is None:
+        return
+    header = _distinct(next(csv.reader([first])), f"{path}, line 1")
+    strings = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
     with opened(path) as file:
         options = pa.csv.ParseOptions(newlines_in_values=True)
-        for batch in pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=BLOCK), options, strings):
-            yield pl.DataFrame(pl.from_arrow(batch))
+        try:
+            for batch in pa.csv.open_csv(file, pa.csv.ReadOptions(block_size=BLOCK), options, strings):
+                yield pl.DataFrame(pl.from_arrow(batch))
+        except pa.ArrowInvalid as error:
+            for _ in text_lines(path):  # says in which line the text is not UTF-8
+                pass
+            found = re.search(r"Row #(\d+): (.*)", str(error))
+            where, reason = (f", row {found[1]} with the header", found[2]) if found else ("", str(error))
+            raise UserError(f"{path}{where} is no sound CSV ({reason}): mend or remove it") from None
 
 
 def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
@@ -309,6 +322,8 @@ def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
         text = decode(path, number, block)
         if number == 1 and text.lstrip().startswith("["):
             raise UserError(f"{path} is one JSON array: write one object a line, as in 'jq -c .[]'")
+        if LONE_SURROGATE.search(text) and (fault := _json_fault(path, number, text)):
+            raise UserError(fault)
         try:
             yield pl.read_ndjson(text.encode(), infer_schema_length=None)
         except pl.exceptions.PolarsError as error:
@@ -339,7 +354,7 @@ def arrow_tables(path: str) -> Iterator[pl.DataFrame]:
     with reading(path):
         try:
             saved = datasets.load_from_disk(path)
-        except (ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no whole Arrow folder ({error}): save it again") from None
         for split in saved.values() if isinstance(saved, dict) else [saved]:
             yield from _dataset_tables(split)
