@@ -32,10 +32,10 @@ import xxhash
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cleaning import FILTERS, MENDING, mend, read_excluded, verdict
+from cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
 from corpora import FORMATS, read_corpus
 from distill_utils import UserError, replaced_folder, run, write_json
-from hash_order import HashOrder, hash_range, source_hash
+from hash_order import HashOrder, hash_range, source_hash, starts_run
 from languages import required_tag
 
 GROUPED = pa.schema(
@@ -134,28 +134,26 @@ class Account:
 
 
 def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
-    """Judge clean pairs in hash order against each other: adds `dropped` (the reason, null for a pair that is kept).
+    """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
 
-    `room` holds the number of pairs that each language may still take. Sorts by hash and language.
+    `room` holds the number of pairs that each language may still take.
     """
-    pairs = pairs.sort("hash", "language", maintain_order=True).with_columns(dropped=pl.lit(None, pl.String))
-    is_start = pl.struct("hash", "language") != pl.struct("hash", "language").shift(1)
+    run = starts_run(pairs, "hash", "language")
+    several = (~(run & run.shift(-1, fill_value=True))).arg_true()
+    dropped = pl.repeat(None, len(pairs), dtype=pl.String, eager=True)
+    # Only a source with several translations in a language can have one twice, or too many.
+    few = pairs[several].select("hash", "language", "target", start=run.gather(several))
+    reasons = (
+        [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
+    )
+    few = few.with_columns(dropped=first_reason([*reasons, ("", pl.lit(False))]))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
-    before = pl.when(is_start.fill_null(True)).then(alive.cum_sum() - alive).forward_fill()
-    # The 64 bits of the target's hash stand for its text: with those of the source, no two pairs will ever meet.
-    key = pl.struct("hash", "language", pl.col("target").hash())
-    for reason, applies in (
-        ("duplicate", ~key.is_first_distinct()),
-        ("many_translations", alive.cum_sum() - before > max_translations),
-        (
-            "over_limit",
-            alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64),
-        ),
-    ):
-        if reason not in skip:
-            verdict = pl.when(pl.col("dropped").is_null() & applies).then(pl.lit(reason)).otherwise("dropped")
-            pairs = pairs.with_columns(dropped=verdict)
-    return pairs
+    rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
+    few = few.with_columns(pl.coalesce("dropped", pl.when(rank > max_translations).then(pl.lit("many_translations"))))
+    pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
+    alive = pl.col("dropped").is_null().cast(pl.Int64)
+    full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
+    return pairs.with_columns(pl.coalesce("dropped", pl.when(full).then(pl.lit("over_limit"))))
 
 
 def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
@@ -175,7 +173,7 @@ def arrow_strings(column: pl.Series) -> pa.Array:
 
 def grouped(pairs: pl.DataFrame) -> pa.Table:
     """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours."""
-    starts = pairs["source"].ne_missing(pairs["source"].shift(1)).arg_true().to_numpy()
+    starts = starts_run(pairs, "source").arg_true().to_numpy()
     offsets = pa.array(np.append(starts, len(pairs)), pa.int32())
     columns = [arrow_strings(pairs[name]) for name in ("language", "target")]
     targets = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, ["language", "sentence"]))
@@ -302,18 +300,28 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series |
     Of a shard, only its own pairs come back.
     """
     steps = [step for step in MENDING if step not in args.skip]
-    source, changed = mend(chunk["source"], steps)
-    chunk = chunk.with_columns(
-        source, source_hash(source, args.seed), *(flag.alias(step) for step, flag in changed.items())
+    filters = [name for name in FILTERS if name not in args.skip]
+    # A corpus of many languages repeats a source once per language in a row: look at each run of it once.
+    is_new = starts_run(chunk, "source")
+    sources = chunk["source"].filter(is_new)
+    language = pl.repeat(args.source_language, len(sources), eager=True)
+    sources = inspect(sources, language, steps, filters, args.max_sentence_length, excluded)
+    sources = sources.with_columns(hash=source_hash(sources["sentence"], args.seed)).select(
+        pl.all().name.prefix("source_")
     )
+    chunk = chunk.select("language", "target").hstack(sources[is_new.cast(pl.UInt32).cum_sum() - 1])
+    chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
     if args.shard:
         chunk = chunk.filter(pl.col("hash").is_between(*hash_range(*parse_shard(args.shard))))
-    target, changed = mend(chunk["target"], steps)
-    filters = [name for name in FILTERS if name not in args.skip]
-    languages = chunk["language"].unique().to_list()
-    lengths = args.max_sentence_length, args.max_length_ratio
-    chunk = chunk.with_columns(target, *(pl.col(step) | flag for step, flag in changed.items()))
-    return chunk.with_columns(dropped=verdict(filters, args.source_language, languages, *lengths, excluded))
+    targets = inspect(chunk["target"], chunk["language"], steps, filters, args.max_sentence_length, excluded)
+    chunk = (
+        chunk.drop("target")
+        .hstack(targets.select(pl.all().name.prefix("target_")))
+        .rename({"target_sentence": "target"})
+    )
+    reason = pl.coalesce("source_fault", "target_fault", first_reason(pair_faults(filters, args.max_length_ratio)))
+    changed = [(pl.col(f"source_{step}") | pl.col(f"target_{step}")).alias(step) for step in steps]
+    return chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
 
 
 def collect(

@@ -8,7 +8,7 @@ import polars as pl
 
 from corpora import decode, text_blocks, text_lines
 from distill_utils import UserError, expand_languages
-from languages import script_pattern
+from languages import LETTER, script_pattern
 
 # Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
 # direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.
@@ -24,7 +24,6 @@ NOT_NFC = (
     r"\x{f43}-\x{f69}\x{1f71}-\x{1fff}\x{2000}\x{2001}\x{2126}-\x{212b}\x{2329}\x{232a}\x{2adc}\x{f900}-\x{faff}"
     r"\x{fb1d}-\x{fb4f}\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}]"
 )
-LETTER = r"\p{L}"
 LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is a fair translation of a long name
 
 MENDING = ("nfc", "control_characters", "white_space")
@@ -50,56 +49,67 @@ def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[st
         changed[step] = pl.repeat(False, len(sentences), eager=True).scatter(suspects, rest != before)
     at = pl.int_range(len(sentences), dtype=pl.UInt32, eager=True)
     at = at.scatter(suspects, pl.int_range(len(sentences), len(sentences) + len(rest), dtype=pl.UInt32, eager=True))
-    return pl.concat([sentences, rest]).gather(at), changed
+    return pl.concat([sentences, rest], rechunk=True).gather(at), changed
 
 
-def verdict(
+def inspect(
+    sentences: pl.Series,
+    languages: pl.Series,
+    steps: Iterable[str],
     filters: Iterable[str],
-    source_language: str,
-    target_languages: Iterable[str],
     max_sentence_length: int,
-    max_length_ratio: float,
     excluded: pl.Series | None,
-) -> pl.Expr:
-    """Why a pair is dropped (the first reason that holds), null for one that is kept.
+) -> pl.DataFrame:
+    """Mend sentences and judge each by itself: columns `sentence`, `length`, `fault`, and a bool per mending step.
 
-    Reads the columns `source`, `language`, `target`. `excluded` holds folded sentences (see `fold`).
+    `languages` holds the language of each. `fault` is the first reason to drop the sentence, null for none.
+    `excluded` holds folded sentences (see `fold`).
     """
-    both = pl.col("source", "target")
-    lengths = [pl.col(side).str.len_chars() + LENGTH_SLACK for side in ("source", "target")]
+    sentences, changed = mend(sentences, steps)
+    lengths = sentences.str.len_chars()
+    faults = [("missing", sentences.is_null())]
+    if "empty" in filters:
+        faults.append(("empty", lengths == 0))
+    if "too_long" in filters:
+        faults.append(("too_long", lengths > max_sentence_length))
+    faults += _letter_faults(sentences, languages, filters)
+    if excluded is not None:
+        faults.append(("excluded", fold(sentences).is_in(excluded.implode())))
+    frame = pl.DataFrame({"sentence": sentences, "length": lengths, **changed})
+    return frame.with_columns(fault=first_reason(faults))
+
+
+def first_reason(faults: Iterable[tuple[str, pl.Series | pl.Expr]]) -> pl.Expr:
+    """The name of the first condition that holds, null where none does."""
+    return pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in faults)
+
+
+def pair_faults(filters: Iterable[str], max_length_ratio: float) -> list[tuple[str, pl.Expr]]:
+    """What can be wrong with a pair of two sound sentences (columns `source`, `target` and their `_length`s)."""
+    lengths = [pl.col("source_length") + LENGTH_SLACK, pl.col("target_length") + LENGTH_SLACK]
     reasons = {
-        "missing": pl.any_horizontal(both.is_null()),
-        "empty": pl.any_horizontal(both == ""),
-        "too_long": pl.any_horizontal(both.str.len_chars() > max_sentence_length),
         "length_ratio": pl.max_horizontal(lengths) > max_length_ratio * pl.min_horizontal(lengths),
         "same_as_source": pl.col("source") == pl.col("target"),
-        "no_letters": pl.any_horizontal(~both.str.contains(LETTER)),
-        "wrong_script": _wrong_script(source_language, target_languages),
     }
-    reasons = {name: applies for name, applies in reasons.items() if name == "missing" or name in filters}
-    if excluded is not None:
-        reasons["excluded"] = pl.any_horizontal(
-            pl.col(side).map_batches(lambda sentences: fold(sentences).is_in(excluded.implode()), pl.Boolean)
-            for side in ("source", "target")
-        )
-    return pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in reasons.items())
+    return [(name, applies) for name, applies in reasons.items() if name in filters]
 
 
-def _wrong_script(source_language: str, target_languages: Iterable[str]) -> pl.Expr:
-    """Whether a side has letters, but none of its language's scripts."""
-    by_pattern: dict[str | None, list[str]] = {}
-    for language in target_languages:
+def _letter_faults(sentences: pl.Series, languages: pl.Series, filters: Iterable[str]) -> list[tuple[str, pl.Series]]:
+    """Sentences without any letter; and those with letters, but none of their language's scripts."""
+    by_pattern: dict[str, list[str]] = {}
+    for language in languages.unique():
         by_pattern.setdefault(script_pattern(language), []).append(language)
-    source = script_pattern(source_language)
-    wrong = [_only_others("source", source)] if source else []
-    for pattern, languages in by_pattern.items():
-        if pattern is not None:
-            wrong.append(pl.col("language").is_in(languages) & _only_others("target", pattern))
-    return pl.any_horizontal(wrong) if wrong else pl.lit(False)
-
-
-def _only_others(side: str, pattern: str) -> pl.Expr:
-    return pl.col(side).str.contains(LETTER) & ~pl.col(side).str.contains(pattern)
+    # A letter of the right script settles both questions, and most sentences begin with one: search for it first. A
+    # search that finds nothing is slow, so each script is looked for in the sentences of its languages alone.
+    unsettled = pl.repeat(True, len(sentences), eager=True)
+    for pattern, tags in by_pattern.items():
+        at = languages.is_in(tags).arg_true()
+        unsettled.scatter(at, ~sentences.gather(at).str.contains(pattern).fill_null(False))
+    at = unsettled.arg_true()
+    has_letter = sentences.gather(at).str.contains(LETTER).fill_null(False)
+    none = pl.repeat(False, len(sentences), eager=True)
+    faults = {"no_letters": none.scatter(at, ~has_letter), "wrong_script": none.clone().scatter(at, has_letter)}
+    return [(name, applies) for name, applies in faults.items() if name in filters]
 
 
 def fold(sentences: pl.Series) -> pl.Series:

@@ -506,5 +506,5 @@ def _names(spec: str) -> list[str]:
 
 def _standard(column: pl.Expr, values: pl.Series) -> pl.Expr:
     """A column of language tags in standard form; what is no known tag stays as it is."""
-    there = values.drop_nulls().unique().to_list()
-    return column.replace({tag: standard_tag(tag) or tag for tag in there})
+    standard = {tag: standard_tag(tag) or tag for tag in values.drop_nulls().unique().to_list()}
+    return column.replace({tag: new for tag, new in standard.items() if tag != new})

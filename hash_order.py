@@ -12,14 +12,16 @@ MEMORY = 1 << 28  # bytes of sentences held before they go to disk, and about as
 BUCKETS = 1 << 10  # ranges of the hash that a file on disk is cut into
 
 
+def starts_run(frame: pl.DataFrame, *columns: str) -> pl.Series:
+    """Whether a row differs from the row before it in one of the columns; so do the first row and every null."""
+    changes = [(pl.col(name) != pl.col(name).shift(1)).fill_null(True) for name in columns]
+    return frame.select(pl.any_horizontal(changes)).to_series()
+
+
 def source_hash(sources: pl.Series, seed: int) -> pl.Series:
     """xxh3 (64 bits) of each sentence. A null hashes as the empty sentence."""
-    # A corpus of many languages repeats a source once per language in a row: hash each run once.
-    is_new = sources.ne_missing(sources.shift(1))
-    if len(is_new):
-        is_new[0] = True
-    hashes = [xxhash.xxh3_64_intdigest(text or b"", seed) for text in sources.filter(is_new).cast(pl.Binary).to_list()]
-    return pl.Series("hash", hashes, dtype=pl.UInt64).gather(is_new.cast(pl.UInt32).cum_sum() - 1)
+    hashes = [xxhash.xxh3_64_intdigest(text or b"", seed) for text in sources.cast(pl.Binary).to_list()]
+    return pl.Series("hash", hashes, dtype=pl.UInt64)
 
 
 def hash_range(shard: int, shards: int) -> tuple[int, int]:
@@ -28,10 +30,10 @@ def hash_range(shard: int, shards: int) -> tuple[int, int]:
 
 
 class HashOrder:
-    """Collects frames with a column `hash` in any order and gives their rows back sorted by it.
+    """Collects frames in any order and gives their rows back sorted by the columns `hash` and `language`.
 
-    Rows of equal hash stay in the order they came in. Beyond `memory` bytes, sorted runs go to files in `folder`,
-    one record batch per range of the hash, so that any range can be read back from all runs without the rest.
+    Rows that are equal in both stay in the order they came in. Beyond `memory` bytes, sorted runs go to files in
+    `folder`, one record batch per range of the hash, so that any range can be read back from all runs without the rest.
     """
 
     def __init__(self, folder: Path, memory: int = MEMORY):
@@ -51,7 +53,7 @@ class HashOrder:
         """Frames of about `memory` bytes in hash order; the rows of one hash are never in two of them."""
         if not self.runs:
             if self.frames:
-                yield pl.concat(self.frames).sort("hash", maintain_order=True)
+                yield pl.concat(self.frames, rechunk=True).sort("hash", "language", maintain_order=True)
             return
         self._spill()
         total, first = 0, 0
@@ -59,13 +61,15 @@ class HashOrder:
             total += int(size)
             if total >= self.memory or last == BUCKETS - 1:
                 tables = [self._read(run, first, last + 1) for run in self.runs]
-                yield pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).sort("hash", maintain_order=True)
+                yield pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).sort(
+                    "hash", "language", maintain_order=True
+                )
                 total, first = 0, last + 1
 
     def _spill(self) -> None:
         if not self.frames:
             return
-        frame = pl.concat(self.frames).sort("hash", maintain_order=True)
+        frame = pl.concat(self.frames, rechunk=True).sort("hash", "language", maintain_order=True)
         self.frames, self.held = [], 0
         edges = np.arange(1, BUCKETS, dtype=np.uint64) << np.uint64(54)
         edges = [0, *np.searchsorted(frame["hash"].to_numpy(), edges).tolist(), len(frame)]

@@ -11,6 +11,7 @@ from langcodes.registry_parser import parse_registry
 
 from distill_utils import UserError
 
+LETTER = r"\p{L}"
 # Scripts that one ISO 15924 code stands for, by the names that regular expressions know.
 SCRIPT_GROUPS = {
     "Hans": ["Han", "Bopomofo"],
@@ -70,19 +71,19 @@ def _near_tags(tag: str) -> list[str]:
 
 
 @cache
-def script_pattern(tag: str) -> str | None:
-    """A regular expression for a letter of the language's scripts; None where its script is not known."""
+def script_pattern(tag: str) -> str:
+    """A regular expression for a letter of the language's scripts; for any letter where its script is not known."""
     language = langcodes.Language.get(tag) if standard_tag(tag) else None
     if language is None or (language.script is None and language.language not in LIKELY_SUBTAGS):
-        return None
+        return LETTER
     likely = [language.script or language.maximize().script]
     scripts = likely if language.script else SEVERAL_SCRIPTS.get(language.language, likely)
     names = [name for script in scripts for name in SCRIPT_GROUPS.get(script, [script])]
-    pattern = "[" + "".join(rf"\p{{{name}}}" for name in names) + "]"
+    pattern = "[[" + "".join(rf"\p{{{name}}}" for name in names) + r"]&&\p{L}]"
     try:
         pl.Series([""]).str.contains(pattern)
     except pl.exceptions.ComputeError:  # a variant of a script, such as Latf, that Unicode's tables do not tell apart
-        return None
+        return LETTER
     return pattern
 
 

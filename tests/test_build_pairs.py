@@ -23,7 +23,7 @@ import cleaning
 import hash_order
 from corpora import read_corpus
 from distill_utils import UserError, replaced_folder
-from languages import languages_of_name, script_pattern, standard_tag
+from languages import LETTER, languages_of_name, script_pattern, standard_tag
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))
@@ -303,7 +303,7 @@ def test_script_pattern(tag, right, wrong):
 
 
 def test_unknown_script_is_not_judged():
-    assert script_pattern("itt") is None  # CLDR does not say how Maeng Itneg is written
+    assert script_pattern("itt") == LETTER  # CLDR does not say how Maeng Itneg is written
 
 
 # ---------------------------------------------------------------- cleaning
