@@ -146,7 +146,7 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     reasons = (
         [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
     )
-    few = few.with_columns(dropped=first_reason([*reasons, ("", pl.lit(False))]))
+    few = few.with_columns(dropped=first_reason(reasons))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
     few = few.with_columns(pl.coalesce("dropped", pl.when(rank > max_translations).then(pl.lit("many_translations"))))

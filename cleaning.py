@@ -81,7 +81,8 @@ def inspect(
 
 def first_reason(faults: Iterable[tuple[str, pl.Series | pl.Expr]]) -> pl.Expr:
     """The name of the first condition that holds, null where none does."""
-    return pl.coalesce(pl.when(applies).then(pl.lit(name)) for name, applies in faults)
+    named = [pl.when(applies).then(pl.lit(name)) for name, applies in faults]
+    return pl.coalesce(*named, pl.lit(None, pl.String))
 
 
 def pair_faults(filters: Iterable[str], max_length_ratio: float) -> list[tuple[str, pl.Expr]]:

@@ -332,6 +332,12 @@ def test_each_filter_drops_its_own_and_can_be_skipped(tmp_path, reason):
     assert dropped(kept) == {} and len(kept["pairs"]) == 4
 
 
+def test_everything_skipped_keeps_everything(tmp_path):
+    path = tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), *list(BAD.values())[1:]])
+    result = build(tmp_path, path, "--skip", *cleaning.MENDING, *cleaning.FILTERS)
+    assert sorted(result["pairs"]) == sorted([*EN_IT, *((e, "it", i) for e, i in list(BAD.values())[1:])])
+
+
 def test_filters_judge_both_sides(tmp_path):
     pairs = [("Доброе утро.", "Buongiorno."), ("...", "Sì, certo."), ("Tell me more.", "")]
     result = build(tmp_path, tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), *pairs]))
