@@ -26,7 +26,9 @@ NOT_NFC = (
 )
 LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is a fair translation of a long name
 
-MENDING = ("nfc", "control_characters", "white_space")
+# In the order they are done. Each leaves nothing for itself or an earlier one: mended text is never mended again, so
+# that pairs read back (from shards, say) stay as they are.
+MENDING = ("control_characters", "nfc", "white_space")
 FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "duplicate")
 
 

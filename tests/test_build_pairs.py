@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -373,6 +374,14 @@ def test_mending(tmp_path, step):
     assert (*pair[:1], "it", pair[1]) in build(tmp_path, path, "--skip", step)["pairs"]
 
 
+def test_mending_twice_changes_nothing():
+    text = pl.Series(["e\u200b\u0301 a\x00\u0300", " \u00a0e\u0301\u2000 ", "\u1100\ufeff\u1161", "a\u0085\u00adb"])
+    once, _ = cleaning.mend(text, cleaning.MENDING)
+    assert once.to_list() == ["é à", "é", "가", "a b"]
+    twice, changed = cleaning.mend(once, cleaning.MENDING)
+    assert twice.equals(once) and not any(flags.any() for flags in changed.values())
+
+
 def test_every_character_that_nfc_changes_is_a_suspect():
     """The search that spares clean text the normalisation must miss none, alone or after another character."""
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
@@ -696,3 +705,47 @@ def test_kill_the_script_leaves_old_or_new(tmp_path):
         outcomes.append(left == new)
     assert command(*new_call).returncode == 0 and content(tmp_path / "pairs") == new
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "x-en-it.tsv", "y-en-it.tsv"]
+
+
+# ---------------------------------------------------------------- SLURM
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_slurm_script_is_sound():
+    done = subprocess.run(["shellcheck", ROOT / "slurm/build_pairs.slurm"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_slurm_array_and_merge_equal_one_call(tmp_path):
+    """The batch file as it stands but for its edit-me block, with an srun that only runs its command."""
+    script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
+    head, rest = script.split("corpora=", 1)
+    rest = rest.split("# ---- end of edit me", 1)[1]
+    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\n"
+    (tmp_path / "job.sh").write_text(head + edited + rest, encoding="utf-8")
+    for name in ("bin", ".venv/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "build_pairs.py").write_text(
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'build_pairs.py')!r}, run_name='__main__')\n"
+    )
+    for path in ("bin/srun", ".venv/bin/python"):
+        (tmp_path / path).chmod(0o755)
+    many(tmp_path)
+    options = ["--dev_fraction", "0.1", "--max_sentences_per_language", "150"]
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    for extra in (
+        {"SLURM_ARRAY_TASK_ID": "0"},
+        {"SLURM_ARRAY_TASK_ID": "1"},
+        {"MERGE": "1", "SLURM_ARRAY_TASK_ID": "0"},
+    ):
+        job = ["bash", tmp_path / "job.sh", *options]
+        subprocess.run(job, env=environment | {"SLURM_ARRAY_TASK_MAX": "1"} | extra, check=True, cwd=tmp_path)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    whole = content(build(folder, tmp_path / "x-en-it.tsv", *options)["folder"])
+    merged = content(tmp_path / "pairs")
+    for split in ("train", "dev"):
+        assert merged[f"{split}/data-00000-of-00001.arrow"] == whole[f"{split}/data-00000-of-00001.arrow"]
