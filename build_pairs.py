@@ -50,6 +50,8 @@ CORPUS_HELP = (
 )
 EXCLUDE_HELP = "evaluation files whose sentences to drop: STS .csv, .tsv, or a sentence a line; braces allowed"
 
+SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.join(FILTERS)})"
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -65,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--target_languages", nargs="+", required=True, help="languages to keep, or all that are there")
     data.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     cleaning = parser.add_argument_group("cleaning")
-    cleaning.add_argument("--skip", nargs="+", default=[], choices=[*MENDING, *FILTERS], help="steps to leave out")
+    cleaning.add_argument("--skip", nargs="+", default=[], metavar="STEP", choices=[*MENDING, *FILTERS], help=SKIP_HELP)
     cleaning.add_argument("--max_sentence_length", type=int, default=250, help="longest sentence, in characters")
     cleaning.add_argument("--max_length_ratio", type=float, default=4, help="of the sides, 10 characters added to both")
     cleaning.add_argument("--max_translations", type=int, default=3, help="most translations in one language")
@@ -306,19 +308,15 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series |
     sources = chunk["source"].filter(is_new)
     language = pl.repeat(args.source_language, len(sources), eager=True)
     sources = inspect(sources, language, steps, filters, args.max_sentence_length, excluded)
-    sources = sources.with_columns(hash=source_hash(sources["sentence"], args.seed)).select(
-        pl.all().name.prefix("source_")
-    )
+    sources = sources.with_columns(hash=source_hash(sources["sentence"], args.seed))
+    sources = sources.select(pl.all().name.prefix("source_"))
     chunk = chunk.select("language", "target").hstack(sources[is_new.cast(pl.UInt32).cum_sum() - 1])
     chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
     if args.shard:
         chunk = chunk.filter(pl.col("hash").is_between(*hash_range(*parse_shard(args.shard))))
     targets = inspect(chunk["target"], chunk["language"], steps, filters, args.max_sentence_length, excluded)
-    chunk = (
-        chunk.drop("target")
-        .hstack(targets.select(pl.all().name.prefix("target_")))
-        .rename({"target_sentence": "target"})
-    )
+    chunk = chunk.drop("target").hstack(targets.select(pl.all().name.prefix("target_")))
+    chunk = chunk.rename({"target_sentence": "target"})
     reason = pl.coalesce("source_fault", "target_fault", first_reason(pair_faults(filters, args.max_length_ratio)))
     changed = [(pl.col(f"source_{step}") | pl.col(f"target_{step}")).alias(step) for step in steps]
     return chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
@@ -353,6 +351,39 @@ def collect(
         raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
 
 
+def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, account: Account) -> dict[str, dict]:
+    """Select and write the pairs, in hash order; rows and pairs by language of each split."""
+    fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
+    sizes = {name: Counter() for name, fraction in fractions.items() if fraction}
+    pairs_folder = ArrowFolder(folder, list(sizes), GROUPED, grouped)
+    writers = [pairs_folder]
+    if args.export_pairs:
+        writers.append(ArrowFolder(folder / "pairs_view", list(sizes), FLAT, flat))
+    if args.export_tsv:
+        writers.append(TsvFolder(folder / "tsv", args.source_language))
+    room = defaultdict(lambda: args.max_sentences_per_language)
+    for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
+        limits = {language: room[language] for language in part["language"].unique()}
+        part = account.dropped(select(part, args.skip, args.max_translations, limits))
+        part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+        for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
+            account.counts[corpus, language, "kept"] += number
+            sizes[split][language] += number
+            room[language] -= number
+        for name in sizes:
+            for writer in writers:
+                writer.write(name, part.filter(split=name))
+    for writer in writers:
+        writer.close()
+    rows = pairs_folder.rows
+    for name in sizes:
+        if rows[name] == 0 and not args.shard:
+            left = sum(rows.values())
+            option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
+            raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
+    return {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
+
+
 def main(args: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
     check(args)
@@ -361,46 +392,12 @@ def main(args: argparse.Namespace) -> None:
     if args.target_languages != ["all"]:
         wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
     excluded = read_excluded(args.exclude) if args.exclude else None
-    fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
-    splits = [name for name, fraction in fractions.items() if fraction]
     account = Account()
     with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
         order = HashOrder(folder / "runs")
         collect(args, wanted, excluded, account, order)
-        pairs_folder = ArrowFolder(folder, splits, GROUPED, grouped)
-        writers = [pairs_folder]
-        if args.export_pairs:
-            writers.append(ArrowFolder(folder / "pairs_view", splits, FLAT, flat))
-        if args.export_tsv:
-            writers.append(TsvFolder(folder / "tsv", args.source_language))
-        sizes = {name: Counter() for name in splits}
-        room = defaultdict(lambda: args.max_sentences_per_language)
-        for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
-            limits = {language: room[language] for language in part["language"].unique()}
-            part = account.dropped(select(part, args.skip, args.max_translations, limits))
-            part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
-            for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
-                account.counts[corpus, language, "kept"] += number
-                sizes[split][language] += number
-                room[language] -= number
-            for name in splits:
-                for writer in writers:
-                    writer.write(name, part.filter(split=name))
-        for writer in writers:
-            writer.close()
-        for name, rows in pairs_folder.rows.items():
-            if rows == 0 and not args.shard:
-                left = sum(pairs_folder.rows.values())
-                raise UserError(
-                    f"the {name} split would be empty: {left} source sentences are left: see --{name}_fraction"
-                )
+        report = {"splits": write_pairs(args, folder, order, account), "corpora": account.report(args.corpus)}
         shutil.rmtree(order.folder, ignore_errors=True)
-        report = {
-            "splits": {
-                name: {"rows": pairs_folder.rows[name], "pairs": dict(sorted(sizes[name].items()))} for name in splits
-            },
-            "corpora": account.report(args.corpus),
-        }
         write_json(folder / "report.json", report)
         account.write_samples(folder / "dropped_samples.jsonl", args.corpus)
     print_report(report, args.output_dir)
@@ -410,14 +407,21 @@ def print_report(report: dict, output_dir: str) -> None:
     """The account as a table per corpus, one line per language, as wide as the terminal."""
     width = shutil.get_terminal_size().columns
     for corpus in report["corpora"]:
+        # A no-break space keeps a reason and its number on one line of a wrapped cell.
         rows = [
-            [language, entry["read"], entry["kept"], ", ".join(f"{name} {n}" for name, n in entry["dropped"].items())]
+            [
+                language,
+                entry["read"],
+                entry["kept"],
+                ", ".join(f"{name}\u00a0{n}" for name, n in entry["dropped"].items()),
+            ]
             for language, entry in corpus["languages"].items()
         ]
         headers = ["language", "read", "kept", "dropped"]
         left = len(tabulate([row[:3] for row in rows], headers[:3]).splitlines()[1]) + 2
         print(corpus["corpus"])
-        print(tabulate(rows, headers, maxcolwidths=[None, None, None, max(width - left, 16)]))
+        table = tabulate(rows, headers, maxcolwidths=[None, None, None, max(width - left, 22)])
+        print(table.replace("\u00a0", " "))
     sizes = ", ".join(f"{name} {split['rows']} rows" for name, split in report["splits"].items())
     print(f"{output_dir}: {sizes}")
 

@@ -30,7 +30,7 @@ CHUNK = 100_000  # lines or rows of a frame
 NESTED_CHUNK = 1 << 15  # rows of a frame where one row holds many languages
 BLOCK = 1 << 23  # bytes of text at a time
 MAX_LINE = 1 << 26  # a file without line ends is no corpus: stop before it fills the memory
-MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what TED's wide tables write where a translation is missing
+MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what tables write where a translation is missing
 FORMATS = {
     "text": [],  # a brace path, whatever its suffix
     "tsv": [".tsv"],
@@ -268,8 +268,7 @@ def tsv_tables(path: str, source_language: str) -> Iterator[pl.DataFrame]:
             raise UserError(
                 f"{path}, line {number + bad[0]}: expected {len(names)} columns between tabs, found {tabs[bad[0]] + 1}"
             )
-        table = lines.str.split_exact("\t", len(names) - 1).struct.rename_fields(names).struct.unnest()
-        yield table.with_columns(pl.all().replace(dict.fromkeys(MISSING)))
+        yield lines.str.split_exact("\t", len(names) - 1).struct.rename_fields(names).struct.unnest()
 
 
 def _tsv_columns(path: str, first: str, source_language: str) -> tuple[list[str], bool]:
@@ -412,9 +411,9 @@ def table_pairs(
         if {"language", "translation"} <= set(inner.columns):
             yield _ted_pairs(inner, spec, source_language, row)
         else:
-            yield from wide_pairs(inner, spec, source_language)
+            yield from wide_pairs(_with_nulls(inner), spec, source_language)
     elif source_language in map(standard_tag, names):
-        yield from wide_pairs(table, spec, source_language)
+        yield from wide_pairs(_with_nulls(table), spec, source_language)
     else:
         raise UserError(
             f"{spec} has the columns {', '.join(names)}: expected one of translations (TED), translation (OPUS), "
@@ -438,6 +437,11 @@ def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator
             source=pl.col(source).cast(pl.String), language=pl.lit(tag), target=pl.col(name).cast(pl.String)
         )
         yield pairs.filter(pl.col("target").is_not_null()) if len(by_tag) > 1 else pairs
+
+
+def _with_nulls(table: pl.DataFrame) -> pl.DataFrame:
+    """Null for what stands in a table where a translation is missing."""
+    return table.with_columns(pl.col(pl.String).replace(dict.fromkeys(MISSING)))
 
 
 def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -> pl.DataFrame:

@@ -60,6 +60,8 @@ class HashOrder:
         for last, size in enumerate(self.sizes):
             total += int(size)
             if total >= self.memory or last == BUCKETS - 1:
+                if total == 0:
+                    return
                 tables = [self._read(run, first, last + 1) for run in self.runs]
                 yield pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).sort(
                     "hash", "language", maintain_order=True

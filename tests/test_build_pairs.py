@@ -439,6 +439,14 @@ def test_one_row_per_source_from_all_corpora(tmp_path):
     ]
 
 
+def test_corpus_without_the_language_is_shown_as_such(tmp_path, capsys):
+    tsv(tmp_path / "a-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    tsv(tmp_path / "b-en-de.tsv", zip(ENGLISH, GERMAN, strict=True))
+    result = build(tmp_path, [tmp_path / "b-en-de.tsv", tmp_path / "a-en-it.tsv"])
+    assert [corpus["languages"].keys() for corpus in result["report"]["corpora"]] == [set(), {"it"}]
+    assert str(tmp_path / "b-en-de.tsv") in capsys.readouterr().out
+
+
 def test_same_call_same_bytes(tmp_path):
     options = ("--dev_fraction", 0.1, "--export_pairs", "--export_tsv")
     first = content(build(tmp_path, many(tmp_path), *options)["folder"])

@@ -177,7 +177,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_one_sentence(tmp_path, case, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     files, spec, message = REFUSED[case]
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -202,6 +203,13 @@ COUNTED = {
     "null in JSON": ("a-en-it.jsonl", jsonl(NULL_ROW, {"source": "Bye.", "target": "Ciao."}), 2, 1, {"missing": 1}),
     "null translations": ("a.jsonl", jsonl(TED_ROW, {"translations": None}), 1, 1, {}),
     "new line in CSV": ("w.csv", b'en,it\n"A dog\nruns.","Un cane\r\ncorre."\n', 1, 1, {"white_space": 1}),
+    "empty CSV cells": (
+        "w.csv",
+        "en,it,de\nA dog runs.,,Ein Hund rennt.\nThe sun is hot.,Il sole è caldo.,\n".encode(),
+        1,
+        1,
+        {},
+    ),
     "empty segment": ("a.tmx", TMX.format(
         '<tu><tuv xml:lang="en"><seg>A dog.</seg></tuv><tuv xml:lang="it"/></tu>'
         '<tu><tuv xml:lang="en"><seg>A cat.</seg></tuv><tuv xml:lang="it"><seg>Un gatto.</seg></tuv></tu>'
