@@ -92,12 +92,15 @@ class Account:
         self.counts: Counter = Counter()
         self.samples: defaultdict[tuple, list] = defaultdict(list)
 
-    def mended(self, pairs: pl.DataFrame, steps: list[str]) -> None:
-        """Count the pairs read, and those that each step (a bool column) changed."""
-        sums = pairs.group_by("corpus", "language").agg(pl.len().alias("read"), pl.col(steps).sum())
-        for corpus, language, *numbers in sums.iter_rows():
+    def cleaned(self, pairs: pl.DataFrame, corpus: int) -> pl.DataFrame:
+        """Count pairs read from a corpus, what mending changed and what was dropped; the others are returned."""
+        steps = [step for step in MENDING if step in pairs.columns]
+        pairs = pairs.with_columns(corpus=pl.lit(corpus, pl.UInt32))
+        sums = pairs.group_by("language").agg(pl.len().alias("read"), pl.col(steps).sum())
+        for language, *numbers in sums.iter_rows():
             for name, number in zip(["read", *steps], numbers, strict=True):
                 self.counts[corpus, language, name] += number
+        return self.dropped(pairs.drop(steps))
 
     def dropped(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Count and sample the pairs whose column `dropped` holds a reason; the others are returned."""
@@ -327,7 +330,6 @@ def collect(
 ) -> None:
     """Read and clean every corpus into `order`. UserError for one without pairs, or for a language that none has."""
     columns = (args.source_column, args.target_column) if args.source_column else None
-    steps = [step for step in MENDING if step not in args.skip]
     there = set()
     with tqdm(desc="reading", unit=" pairs", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         for corpus, spec in enumerate(args.corpus):
@@ -340,9 +342,7 @@ def collect(
                     chunk = chunk.filter(pl.col("language").is_in(wanted))
                 if chunk.is_empty():
                     continue
-                chunk = cleaned(chunk, args, excluded).with_columns(corpus=pl.lit(corpus, pl.UInt32))
-                account.mended(chunk, steps)
-                order.add(account.dropped(chunk).select("hash", "corpus", "source", "language", "target"))
+                order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
             if not has_source:
                 raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
     lacking = sorted(wanted - there) if wanted else []

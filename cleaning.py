@@ -48,7 +48,7 @@ def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[st
             rest = rest.str.replace_all(CONTROL, "")
         else:
             rest = rest.str.replace_all(r"\s+", " ").str.strip_chars()
-        changed[step] = pl.repeat(False, len(sentences), eager=True).scatter(suspects, rest != before)
+        changed[step] = _marked(len(sentences), suspects, rest != before)
     at = pl.int_range(len(sentences), dtype=pl.UInt32, eager=True)
     at = at.scatter(suspects, pl.int_range(len(sentences), len(sentences) + len(rest), dtype=pl.UInt32, eager=True))
     return pl.concat([sentences, rest], rechunk=True).gather(at), changed
@@ -110,9 +110,13 @@ def _letter_faults(sentences: pl.Series, languages: pl.Series, filters: Iterable
         unsettled.scatter(at, ~sentences.gather(at).str.contains(pattern).fill_null(False))
     at = unsettled.arg_true()
     has_letter = sentences.gather(at).str.contains(LETTER).fill_null(False)
-    none = pl.repeat(False, len(sentences), eager=True)
-    faults = {"no_letters": none.scatter(at, ~has_letter), "wrong_script": none.clone().scatter(at, has_letter)}
-    return [(name, applies) for name, applies in faults.items() if name in filters]
+    faults = {"no_letters": ~has_letter, "wrong_script": has_letter}
+    return [(name, _marked(len(sentences), at, flags)) for name, flags in faults.items() if name in filters]
+
+
+def _marked(length: int, at: pl.Series, flags: pl.Series) -> pl.Series:
+    """`length` flags: the given ones at the given places, false elsewhere."""
+    return pl.repeat(False, length, dtype=pl.Boolean, eager=True).scatter(at, flags)
 
 
 def fold(sentences: pl.Series) -> pl.Series:
