@@ -56,7 +56,7 @@ def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     `args` (a namespace) is written into it as `args.json`. A folder that holds files but no `args.json` is
     not ours to replace: UserError.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays, the folder that it names is replaced
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
         raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))

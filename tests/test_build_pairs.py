@@ -642,6 +642,15 @@ def test_foreign_folder_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["thesis.txt"]
 
 
+def test_linked_output_folder_stays_a_link(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "pairs").symlink_to(tmp_path / "scratch")
+    for n in (400, 100):
+        assert len(build(tmp_path, many(tmp_path, n))["rows"]) == n
+    assert (tmp_path / "pairs").is_symlink() and (tmp_path / "scratch/report.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "scratch", "x-en-it.tsv"]
+
+
 def test_fallback_renames_recover_from_a_kill(tmp_path, monkeypatch):
     """Without RENAME_EXCHANGE, a kill between the two renames leaves the old folder aside; the next run restores it."""
     monkeypatch.setattr("distill_utils.exchange", lambda one, other: False)
