@@ -68,10 +68,13 @@ def read_corpus(
         yield from aligned_pairs(spec, source_language)
     elif kind == "tmx":
         yield from tmx_pairs(spec, source_language)
+    elif kind == "tsv":
+        for table in tsv_tables(spec, source_language):
+            yield from table_pairs(table, spec, source_language)
     else:
         row = 0
-        for table in TABLES[kind](spec, source_language) if kind == "tsv" else TABLES[kind](spec):
-            yield from table_pairs(table, spec, source_language, None if kind == "tsv" else columns, row)
+        for table in TABLES[kind](spec):
+            yield from table_pairs(table, spec, source_language, columns, row)
             row += len(table)
 
 
@@ -326,7 +329,9 @@ def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
         try:
             yield pl.read_ndjson(text.encode(), infer_schema_length=None)
         except pl.exceptions.PolarsError as error:
-            raise UserError(_json_fault(path, number, text) or f"{path} cannot be read: {error}") from None
+            raise UserError(
+                _json_fault(path, number, text) or f"{path} cannot be read: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def _json_fault(path: str, number: int, text: str) -> str | None:
@@ -384,7 +389,6 @@ def _dataset_tables(dataset: datasets.Dataset) -> Iterator[pl.DataFrame]:
 
 
 TABLES = {
-    "tsv": tsv_tables,
     "csv": csv_tables,
     "jsonl": jsonl_tables,
     "parquet": parquet_tables,
