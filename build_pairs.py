@@ -1,43 +1,56 @@
 """Turn parallel corpora into an Arrow dataset with one row per source sentence and its translations.
 
-    python build_pairs.py --corpus ted_multi.parquet 'train.{en,de,fr}.gz' talks-en-it.tsv.gz \\
-        --source_language en --target_languages it es ar fr de --output_dir pairs/
+    python build_pairs.py --corpus ted_multi.parquet 'train.{en,de,fr}.gz' talks-en-it.tsv.gz europarl.tmx \\
+        --source_language en --target_languages it es ar fr de --exclude 'stsb-{en,it}-test.csv' --output_dir pairs/
+    python build_pairs.py --corpus Helsinki-NLP/opus-100:en-it:train --source_language en --target_languages all \\
+        --max_translations 2 --export_tsv --output_dir pairs/
+    # In parts, by ranges of the source sentences' hash; the shards are then a corpus like any other.
+    python build_pairs.py --corpus big.jsonl --target_languages it --shard 0/8 --output_dir shards/0
+    python build_pairs.py --corpus shards/* --target_languages it --output_dir pairs/
 
-The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev) with the columns `source` (string)
-and `targets` (list of {language, sentence}). `report.json` beside it says what was read, kept and dropped.
+The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perhaps test) with the columns `source`
+(string) and `targets` (list of {language, sentence}). `report.json` beside it says what was read, kept and dropped,
+`dropped_samples.jsonl` shows a few pairs of each kind of drop.
 """
 
 import argparse
+import gzip
+import json
+import os
 import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import xxhash
 from tabulate import tabulate
+from tqdm import tqdm
 
-from distill_utils import (
-    HelpFormatter,
-    UserError,
-    read_aligned_lines,
-    read_lines,
-    replaced_folder,
-    run,
-    write_json,
-)
+from cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
+from corpora import FORMATS, read_corpus
+from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
+from hash_order import HashOrder, hash_range, source_hash, starts_run
+from languages import required_tag
 
-# What polars calls large_string and large_list, `datasets` wants as string and list.
-SCHEMA = pa.schema(
-    {
-        "source": pa.string(),
-        "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()})),
-    }
+GROUPED = pa.schema(
+    {"source": pa.string(), "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()}))}
 )
+FLAT = pa.schema({"source": pa.string(), "target": pa.string(), "language": pa.string()})
+BATCH = 10_000  # rows of an Arrow record batch on disk
+SAMPLES = 5  # dropped pairs shown per corpus, language and reason
 CORPUS_HELP = (
-    "TED schema (.parquet, .jsonl, or a hub id[:config[:split]]), line-aligned text in quoted braces "
-    "('train.{en,de}.gz'), or two columns with the languages in the name ('talks-en-it.tsv.gz')"
+    "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
+    "line-aligned text in quoted braces ('train.{en,de}.gz')"
 )
+EXCLUDE_HELP = "evaluation files whose sentences to drop: STS .csv, .tsv, or a sentence a line; braces allowed"
+
+SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.join(FILTERS)})"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,200 +58,368 @@ def build_parser() -> argparse.ArgumentParser:
     # fmt: off
     data = parser.add_argument_group("corpora")
     data.add_argument("--corpus", nargs="+", required=True, metavar="SPEC", help=CORPUS_HELP)
+    data.add_argument("--format", choices=FORMATS, help="read every corpus as this, whatever its name")
+    data.add_argument("--source_column", help="column of the source sentences in tables, with --target_column")
+    data.add_argument("--target_column", help="column of the target sentences in tables, with --source_column")
     data.add_argument("--source_language", default="en", help="language the teacher reads")
-    data.add_argument("--target_languages", nargs="+", required=True, help="languages to keep translations in")
+    data.add_argument("--target_languages", nargs="+", required=True, help="languages to keep, or all that are there")
     data.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
+    cleaning = parser.add_argument_group("cleaning")
+    cleaning.add_argument("--skip", nargs="+", default=[], metavar="STEP", choices=[*MENDING, *FILTERS], help=SKIP_HELP)
+    cleaning.add_argument("--max_sentence_length", type=int, default=250, help="longest sentence, in characters")
+    cleaning.add_argument("--max_length_ratio", type=float, default=4, help="of the sides, 10 characters added to both")
+    cleaning.add_argument("--max_translations", type=int, default=3, help="most translations in one language")
+    cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
-    selection.add_argument("--max_sentence_length", type=int, default=250, help="longest sentence, in characters")
     selection.add_argument("--max_sentences_per_language", type=int, default=500_000, help="most pairs of a language")
     selection.add_argument("--dev_fraction", type=float, default=0.01, help="share of source sentences held out")
+    selection.add_argument("--test_fraction", type=float, default=0.0, help="share held out a second time")
     selection.add_argument("--seed", type=int, default=42, help="decides which sentences are held out or sampled")
+    selection.add_argument("--shard", metavar="I/N", help="do only part I (from 0) of N of the source sentences")
+    views = parser.add_argument_group("views")
+    views.add_argument("--export_tsv", action="store_true", help="also write tsv/en-it-train.tsv.gz and the like")
+    views.add_argument("--export_pairs", action="store_true", help="also write pairs_view/, one Arrow row per pair")
     # fmt: on
     return parser
 
 
-# ---------------------------------------------------------------- readers: a corpus to (source, language, target)
+class Account:
+    """Counts every pair once: what was read, mended, dropped for which reason, and kept, by corpus and language."""
+
+    def __init__(self):
+        self.counts: Counter = Counter()
+        self.samples: defaultdict[tuple, list] = defaultdict(list)
+
+    def cleaned(self, pairs: pl.DataFrame, corpus: int) -> pl.DataFrame:
+        """Count pairs read from a corpus, what mending changed and what was dropped; the others are returned."""
+        steps = [step for step in MENDING if step in pairs.columns]
+        pairs = pairs.with_columns(corpus=pl.lit(corpus, pl.UInt32))
+        sums = pairs.group_by("language").agg(pl.len().alias("read"), pl.col(steps).sum())
+        for language, *numbers in sums.iter_rows():
+            for name, number in zip(["read", *steps], numbers, strict=True):
+                self.counts[corpus, language, name] += number
+        return self.dropped(pairs.drop(steps))
+
+    def dropped(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Count and sample the pairs whose column `dropped` holds a reason; the others are returned."""
+        drops = pairs.filter(pl.col("dropped").is_not_null())
+        for *key, number in drops.group_by("corpus", "language", "dropped").len().iter_rows():
+            self.counts[tuple(key)] += number
+        columns = ["corpus", "language", "dropped", "source", "target"]
+        some = drops.select(columns).group_by(columns[:3], maintain_order=True).head(SAMPLES)
+        for *key, source, target in some.iter_rows():
+            if len(self.samples[tuple(key)]) < SAMPLES:
+                self.samples[tuple(key)].append((source, target))
+        return pairs.filter(pl.col("dropped").is_null()).drop("dropped")
+
+    def report(self, corpora: list[str]) -> list[dict]:
+        """Per corpus and language: pairs read, kept, mended by step and dropped by reason (read = kept + dropped)."""
+        report = [{"corpus": spec, "languages": {}} for spec in corpora]
+        for (corpus, language, name), number in sorted(self.counts.items()):
+            empty = {"read": 0, "kept": 0, "mended": {}, "dropped": {}}
+            entry = report[corpus]["languages"].setdefault(language, empty)
+            if name in ("read", "kept"):
+                entry[name] = number
+            elif number:
+                entry["mended" if name in MENDING else "dropped"][name] = number
+        return report
+
+    def write_samples(self, path: Path, corpora: list[str]) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for (corpus, language, reason), pairs in sorted(self.samples.items()):
+                for source, target in pairs:
+                    shown = {"source": source and source[:500], "target": target and target[:500]}
+                    line = {"reason": reason, "corpus": corpora[corpus], "language": language} | shown
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_corpus(spec: str, source_language: str) -> pl.DataFrame:
-    """Every pair of a corpus, in all its languages, as columns `source`, `language`, `target` (strings)."""
-    if "{" in spec:
-        pairs = aligned_pairs(read_aligned_lines(spec), spec, source_language)
-    elif re.search(r"\.tsv(\.gz)?$", spec):
-        pairs = tsv_pairs(spec, source_language)
-    else:
-        pairs = ted_pairs(read_table(spec), spec, source_language)
-    if pairs.is_empty():
-        raise UserError(f"{spec} holds no sentence pair with source language {source_language!r}")
-    return pairs
+# ---------------------------------------------------------------- selection, on pairs in hash order
 
 
-def read_table(spec: str) -> pl.DataFrame:
-    """A Parquet or JSON lines file, or a hub dataset `id[:config[:split]]`."""
-    try:
-        if spec.endswith(".parquet"):
-            return pl.read_parquet(spec)
-        if spec.endswith(".jsonl"):
-            return pl.read_ndjson(spec, infer_schema_length=None)
-        if Path(spec).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[^:]*){0,2}", spec):
-            raise UserError(
-                f"{spec} is no corpus that can be read: give .parquet, .jsonl, .tsv.gz, a hub id, or quoted "
-                "braces for line-aligned files, as in 'train.{en,de}.gz'"
-            )
-        name, config, split = (*spec.split(":"), None, None)[:3]
-        return datasets.load_dataset(name, config or None, split=split or "train").to_polars()
-    except FileNotFoundError:
-        raise UserError(f"{spec} does not exist: check the path") from None
-    except (
-        pl.exceptions.PolarsError,
-        datasets.exceptions.DatasetsError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        raise UserError(f"{spec} cannot be read: {str(error).splitlines()[0]}") from error
+def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
+    """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
 
-
-def ted_pairs(table: pl.DataFrame, spec: str, source_language: str) -> pl.DataFrame:
-    """TED schema: each row's `translations` holds lists `language` and `translation` of equal length."""
-    try:
-        rows = table.select(pl.col("translations").struct.unnest()).with_row_index("row")
-        sentences = rows.explode("language", "translation")
-        source = sentences.filter(language=source_language).unique("row", keep="first")
-    except (pl.exceptions.PolarsError, AttributeError) as error:
-        raise UserError(
-            f"{spec} has the columns {', '.join(table.columns)}: expected the TED schema, "
-            "translations: {language: [...], translation: [...]}"
-        ) from error
-    pairs = sentences.filter(pl.col("language") != source_language).join(
-        source.select("row", source="translation"), on="row", maintain_order="left"
-    )
-    return pairs.select("source", "language", target="translation")
-
-
-def aligned_pairs(lines: dict[str, list[str]], spec: str, source_language: str) -> pl.DataFrame:
-    """Line-aligned sentences by language: line i of each is the same sentence."""
-    if source_language not in lines:
-        raise UserError(f"{spec} lacks the source language {source_language!r}: add it to the braces")
-    source = pl.Series(lines[source_language], dtype=pl.String)
-    return pl.concat(
-        pl.DataFrame({"source": source, "target": pl.Series(target, dtype=pl.String)}).select(
-            "source", pl.lit(language).alias("language"), "target"
-        )
-        for language, target in lines.items()
-        if language != source_language
-    )
-
-
-def tsv_pairs(spec: str, source_language: str) -> pl.DataFrame:
-    """Two columns, source TAB target, no header; the file's name says the languages, as in talks-en-it.tsv.gz."""
-    match = re.search(rf"\b{source_language}-([a-zA-Z]{{2,3}})\b", Path(spec).name)
-    if match is None:
-        raise UserError(f"{spec}: the name must say the two languages, as in talks-{source_language}-it.tsv.gz")
-    rows = []
-    for number, line in enumerate(read_lines(spec), 1):
-        columns = line.split("\t")
-        if len(columns) != 2:
-            raise UserError(f"{spec}, line {number}: expected source TAB target, found {len(columns)} columns")
-        rows.append((columns[0], match[1], columns[1]))
-    return pl.DataFrame(rows, schema={"source": pl.String, "language": pl.String, "target": pl.String}, orient="row")
-
-
-# ---------------------------------------------------------------- selection
-
-
-def select(pairs: pl.DataFrame, max_sentence_length: int, max_per_language: int, seed: int) -> pl.DataFrame:
-    """Judge every pair: adds `dropped` (the reason, null for a pair that is kept) and `hash` of the source.
-
-    The rows come back in the order of a seeded hash of their source sentence. That order is random yet the same
-    on every machine; the first `max_per_language` pairs of a language in it are a fair sample.
+    `room` holds the number of pairs that each language may still take.
     """
-    text = pl.col("source", "target")
-    pairs = pairs.with_columns(text.fill_null("").str.strip_chars())
-    sources = pairs["source"].unique()
-    hashes = pl.Series([xxhash.xxh3_64_intdigest(source.encode(), seed) for source in sources], dtype=pl.UInt64)
-    pairs = pairs.join(pl.DataFrame({"source": sources, "hash": hashes}), on="source", maintain_order="left")
-    pairs = pairs.sort("hash", maintain_order=True)
-    pairs = pairs.with_columns(dropped=pl.lit(None, pl.String))
-    for reason, applies in (
-        ("empty", pl.any_horizontal(text == "")),
-        ("too_long", pl.any_horizontal(text.str.len_chars() > max_sentence_length)),
-        ("duplicate", ~pl.struct("source", "language", "target").is_first_distinct()),
-        ("over_limit", pl.col("dropped").is_null().cum_sum().over("language") > max_per_language),
+    run = starts_run(pairs, "hash", "language")
+    several = (~(run & run.shift(-1, fill_value=True))).arg_true()
+    dropped = pl.repeat(None, len(pairs), dtype=pl.String, eager=True)
+    # Only a source with several translations in a language can have one twice, or too many.
+    few = pairs[several].select("hash", "language", "target", start=run.gather(several))
+    reasons = (
+        [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
+    )
+    few = few.with_columns(dropped=first_reason(reasons))
+    alive = pl.col("dropped").is_null().cast(pl.Int64)
+    rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
+    few = few.with_columns(pl.coalesce("dropped", pl.when(rank > max_translations).then(pl.lit("many_translations"))))
+    pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
+    alive = pl.col("dropped").is_null().cast(pl.Int64)
+    full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
+    return pairs.with_columns(pl.coalesce("dropped", pl.when(full).then(pl.lit("over_limit"))))
+
+
+def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
+    """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there."""
+    # The low half of the hash, so that every shard (a range of the high bits) holds its share of each split.
+    place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
+    held_out = pl.when(place < dev_fraction).then(pl.lit("dev"))
+    return held_out.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
+
+
+# ---------------------------------------------------------------- writers
+
+
+def arrow_strings(column: pl.Series) -> pa.Array:
+    return column.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+
+
+def grouped(pairs: pl.DataFrame) -> pa.Table:
+    """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours."""
+    starts = starts_run(pairs, "source").arg_true().to_numpy()
+    offsets = pa.array(np.append(starts, len(pairs)), pa.int32())
+    columns = [arrow_strings(pairs[name]) for name in ("language", "target")]
+    targets = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, ["language", "sentence"]))
+    return pa.table([arrow_strings(pairs["source"].gather(starts)), targets], schema=GROUPED)
+
+
+def flat(pairs: pl.DataFrame) -> pa.Table:
+    """One row per pair."""
+    return pa.table([arrow_strings(pairs[name]) for name in FLAT.names], schema=FLAT)
+
+
+class ArrowFolder:
+    """A DatasetDict on disk, written in batches; pairs of a source sentence must come in one call."""
+
+    def __init__(
+        self, folder: Path, splits: list[str], schema: pa.Schema, to_table: Callable[[pl.DataFrame], pa.Table]
     ):
-        pairs = pairs.with_columns(
-            dropped=pl.when(pl.col("dropped").is_null() & applies).then(pl.lit(reason)).otherwise("dropped")
-        )
-    return pairs
+        self.folder, self.to_table = folder, to_table
+        self.schema = datasets.Features.from_arrow_schema(schema).arrow_schema
+        self.rest = dict.fromkeys(splits, self.schema.empty_table())
+        self.rows = dict.fromkeys(splits, 0)
+        folder.mkdir(exist_ok=True)
+        self.writers = {name: pa.ipc.new_stream(str(folder / f"{name}.arrow"), self.schema) for name in splits}
+
+    def write(self, split: str, pairs: pl.DataFrame) -> None:
+        """Append pairs, in record batches of `BATCH` rows however the pairs were cut into calls."""
+        table = pa.concat_tables([self.rest[split], self.to_table(pairs).cast(self.schema)])
+        whole = len(table) - len(table) % BATCH
+        for start in range(0, whole, BATCH):
+            self.writers[split].write_table(table.slice(start, BATCH).combine_chunks())
+        self.rest[split] = table.slice(whole)
+        self.rows[split] += whole
+
+    def close(self) -> None:
+        """Write what is left, and the files that make it a folder for `datasets.load_from_disk`."""
+        # One row stands for the rows on disk while the library writes its own metadata; then the rows take its place.
+        # So they are written only once, and the layout is the library's.
+        stand_in = pa.Table.from_pylist([{}], schema=self.schema)
+        splits = {}
+        for name, writer in self.writers.items():
+            writer.write_table(self.rest[name].combine_chunks())
+            writer.close()
+            self.rows[name] += len(self.rest[name])
+            # `datasets` would draw a random fingerprint; this one says what the rows are.
+            fingerprint = file_hash(self.folder / f"{name}.arrow")
+            splits[name] = datasets.Dataset(stand_in, fingerprint=fingerprint, split=name)
+        datasets.DatasetDict(splits).save_to_disk(self.folder)
+        for name in splits:
+            (self.folder / f"{name}.arrow").replace(self.folder / name / "data-00000-of-00001.arrow")
 
 
-def account(pairs: pl.DataFrame, corpora: list[str]) -> list[dict]:
-    """Per corpus and language: pairs read, kept, and dropped by reason (read = kept + dropped)."""
-    counts = pairs.group_by("corpus", "language", "dropped").len().sort("corpus", "language", "dropped")
-    report = [{"corpus": spec, "languages": {}} for spec in corpora]
-    for corpus, language, reason, count in counts.iter_rows():
-        entry = report[corpus]["languages"].setdefault(language, {"read": 0, "kept": 0, "dropped": {}})
-        entry["read"] += count
-        if reason is None:
-            entry["kept"] = count
-        else:
-            entry["dropped"][reason] = count
-    return report
+class TsvFolder:
+    """`en-it-train.tsv.gz` and the like: source TAB target, as sentence-transformers reads them."""
+
+    def __init__(self, folder: Path, source_language: str):
+        self.folder, self.source_language = folder, source_language
+        self.files: dict[tuple[str, str], gzip.GzipFile] = {}
+        folder.mkdir()
+
+    def write(self, split: str, pairs: pl.DataFrame) -> None:
+        # Without the white space step a sentence may hold tabs and line ends, which this format cannot.
+        text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
+        for (language,), rows in pairs.group_by("language", maintain_order=True):
+            if (language, split) not in self.files:
+                path = self.folder / f"{self.source_language}-{language}-{split}.tsv.gz"
+                # No name and no time in the gzip header: the same pairs give the same bytes.
+                self.files[language, split] = gzip.GzipFile("", "wb", fileobj=path.open("wb"), mtime=0)
+            lines = rows.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
+            self.files[language, split].write("".join(lines.to_list()).encode())
+
+    def close(self) -> None:
+        for file in self.files.values():
+            inner = file.fileobj
+            file.close()
+            inner.close()
 
 
-def sizes(split: pl.DataFrame) -> dict:
-    """Number of rows (source sentences) of a split, and of its pairs by language."""
-    pairs = split.group_by("language").len().sort("language")
-    return {"rows": split["source"].n_unique(), "pairs": dict(pairs.iter_rows())}
+def file_hash(path: Path) -> str:
+    """xxh3 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def rows(pairs: pl.DataFrame) -> datasets.Dataset:
-    """One row per source sentence, with its translations in all languages."""
-    target = pl.struct("language", sentence="target")
-    table = pairs.group_by("source", maintain_order=True).agg(targets=target).to_arrow().cast(SCHEMA)
-    return datasets.Dataset(table)
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a UserError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        # Arrow's errors carry the number, but not its meaning.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
+
+
+# ---------------------------------------------------------------- the call
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError for options that do not go together, or are out of range."""
+    if (args.source_column is None) != (args.target_column is None):
+        raise UserError("--source_column and --target_column go together: give both")
+    if min(args.max_sentence_length, args.max_translations, args.max_sentences_per_language) < 1:
+        raise UserError("--max_sentence_length, --max_translations and --max_sentences_per_language must be 1 or more")
+    if args.max_length_ratio < 1:
+        raise UserError("--max_length_ratio must be 1 or more")
+    if min(args.dev_fraction, args.test_fraction) < 0 or args.dev_fraction + args.test_fraction >= 1:
+        raise UserError("--dev_fraction and --test_fraction must be at least 0 and together below 1")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """'0/8' -> (0, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {shard}: expected I/N with I from 0 to N-1, as in 0/8")
+    return int(match[1]), int(match[2])
+
+
+def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series | None) -> pl.DataFrame:
+    """A chunk of a corpus with mended sentences, `hash`, `dropped`, and per mending step whether it changed the pair.
+
+    Of a shard, only its own pairs come back.
+    """
+    steps = [step for step in MENDING if step not in args.skip]
+    filters = [name for name in FILTERS if name not in args.skip]
+    # A corpus of many languages repeats a source once per language in a row: look at each run of it once.
+    is_new = starts_run(chunk, "source")
+    sources = chunk["source"].filter(is_new)
+    language = pl.repeat(args.source_language, len(sources), eager=True)
+    sources = inspect(sources, language, steps, filters, args.max_sentence_length, excluded)
+    sources = sources.with_columns(hash=source_hash(sources["sentence"], args.seed))
+    sources = sources.select(pl.all().name.prefix("source_"))
+    chunk = chunk.select("language", "target").hstack(sources[is_new.cast(pl.UInt32).cum_sum() - 1])
+    chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
+    if args.shard:
+        chunk = chunk.filter(pl.col("hash").is_between(*hash_range(*parse_shard(args.shard))))
+    targets = inspect(chunk["target"], chunk["language"], steps, filters, args.max_sentence_length, excluded)
+    chunk = chunk.drop("target").hstack(targets.select(pl.all().name.prefix("target_")))
+    chunk = chunk.rename({"target_sentence": "target"})
+    reason = pl.coalesce("source_fault", "target_fault", first_reason(pair_faults(filters, args.max_length_ratio)))
+    changed = [(pl.col(f"source_{step}") | pl.col(f"target_{step}")).alias(step) for step in steps]
+    return chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
+
+
+def collect(
+    args: argparse.Namespace, wanted: set[str] | None, excluded: pl.Series | None, account: Account, order: HashOrder
+) -> None:
+    """Read and clean every corpus into `order`. UserError for one without pairs, or for a language that none has."""
+    columns = (args.source_column, args.target_column) if args.source_column else None
+    there = set()
+    with tqdm(desc="reading", unit=" pairs", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+        for corpus, spec in enumerate(args.corpus):
+            has_source = False
+            for chunk in read_corpus(spec, args.source_language, args.format, columns):
+                there.update(chunk["language"].unique())
+                has_source = has_source or chunk["source"].null_count() < len(chunk)
+                bar.update(len(chunk))
+                if wanted is not None:
+                    chunk = chunk.filter(pl.col("language").is_in(wanted))
+                if chunk.is_empty():
+                    continue
+                order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
+            if not has_source:
+                raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
+    lacking = sorted(wanted - there) if wanted else []
+    if lacking:
+        found = " ".join(sorted(there)) or "none"
+        raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
+
+
+def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, account: Account) -> dict[str, dict]:
+    """Select and write the pairs, in hash order; rows and pairs by language of each split."""
+    fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
+    sizes = {name: Counter() for name, fraction in fractions.items() if fraction}
+    pairs_folder = ArrowFolder(folder, list(sizes), GROUPED, grouped)
+    writers = [pairs_folder]
+    if args.export_pairs:
+        writers.append(ArrowFolder(folder / "pairs_view", list(sizes), FLAT, flat))
+    if args.export_tsv:
+        writers.append(TsvFolder(folder / "tsv", args.source_language))
+    room = defaultdict(lambda: args.max_sentences_per_language)
+    for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
+        limits = {language: room[language] for language in part["language"].unique()}
+        part = account.dropped(select(part, args.skip, args.max_translations, limits))
+        part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+        for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
+            account.counts[corpus, language, "kept"] += number
+            sizes[split][language] += number
+            room[language] -= number
+        for name in sizes:
+            for writer in writers:
+                writer.write(name, part.filter(split=name))
+    for writer in writers:
+        writer.close()
+    rows = pairs_folder.rows
+    for name in sizes:
+        if rows[name] == 0 and not args.shard:
+            left = sum(rows.values())
+            option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
+            raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
+    return {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
 
 
 def main(args: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
-    corpora = [read_corpus(spec, args.source_language) for spec in args.corpus]
-    pairs = pl.concat(frame.with_columns(corpus=pl.lit(i)) for i, frame in enumerate(corpora))
-    there = pairs["language"].unique().sort().to_list()
-    lacking = [language for language in args.target_languages if language not in there]
-    if lacking:
-        raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {' '.join(there)}")
-    pairs = pairs.filter(pl.col("language").is_in(args.target_languages))
-    pairs = select(pairs, args.max_sentence_length, args.max_sentences_per_language, args.seed)
-    kept = pairs.filter(pl.col("dropped").is_null())
-    # The hash decides the split, so a source sentence is never on both sides, whatever the other corpora hold.
-    is_dev = pl.col("hash") < int(args.dev_fraction * 2**64)
-    splits = {"train": kept.filter(~is_dev), "dev": kept.filter(is_dev)}
-    for name, split in splits.items():
-        if split.is_empty():
-            raise UserError(f"the {name} split would be empty: {len(kept)} pairs are left, see --dev_fraction")
-
-    report = {"splits": {name: sizes(split) for name, split in splits.items()}}
-    report["corpora"] = account(pairs, args.corpus)
-    with replaced_folder(args.output_dir, args) as folder:
-        datasets.DatasetDict({name: rows(split) for name, split in splits.items()}).save_to_disk(folder)
+    check(args)
+    args.source_language = required_tag(args.source_language, "--source_language")
+    wanted = None
+    if args.target_languages != ["all"]:
+        wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
+    excluded = read_excluded(args.exclude) if args.exclude else None
+    account = Account()
+    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+        order = HashOrder(folder / "runs")
+        collect(args, wanted, excluded, account, order)
+        report = {"splits": write_pairs(args, folder, order, account), "corpora": account.report(args.corpus)}
+        shutil.rmtree(order.folder, ignore_errors=True)
         write_json(folder / "report.json", report)
+        account.write_samples(folder / "dropped_samples.jsonl", args.corpus)
     print_report(report, args.output_dir)
 
 
 def print_report(report: dict, output_dir: str) -> None:
-    """The account as a table, one line per corpus and language."""
-    table = [
-        {
-            "corpus": Path(corpus["corpus"]).name,
-            "language": language,
-            "read": entry["read"],
-            "kept": entry["kept"],
-        }
-        | entry["dropped"]
-        for corpus in report["corpora"]
-        for language, entry in corpus["languages"].items()
-    ]
-    print(tabulate(table, headers="keys", missingval="0"))
+    """The account as a table per corpus, one line per language, as wide as the terminal."""
+    width = shutil.get_terminal_size().columns
+    for corpus in report["corpora"]:
+        # A no-break space keeps a reason and its number on one line of a wrapped cell.
+        rows = [
+            [
+                language,
+                entry["read"],
+                entry["kept"],
+                ", ".join(f"{name}\u00a0{n}" for name, n in entry["dropped"].items()),
+            ]
+            for language, entry in corpus["languages"].items()
+        ]
+        headers = ["language", "read", "kept", "dropped"]
+        left = len(tabulate([row[:3] for row in rows], headers[:3]).splitlines()[1]) + 2
+        print(corpus["corpus"])
+        table = tabulate(rows, headers, maxcolwidths=[None, None, None, max(width - left, 22)])
+        print(table.replace("\u00a0", " "))
     sizes = ", ".join(f"{name} {split['rows']} rows" for name, split in report["splits"].items())
     print(f"{output_dir}: {sizes}")
 

@@ -1,6 +1,7 @@
 """What every script shares: a user's errors, folders that appear whole, files named by language."""
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -45,6 +46,18 @@ def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, so that neither name is ever absent; False where that cannot be done.
+
+    Linux' renameat2 with RENAME_EXCHANGE; not every filesystem has it.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2 is not None and (
+        renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+    )
+
+
 @contextmanager
 def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
@@ -52,10 +65,12 @@ def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     `args` (a namespace) is written into it as `args.json`. A folder that holds files but no `args.json` is
     not ours to replace: UserError.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays, the folder that it names is replaced
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
         raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)  # killed between the two renames below
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -63,9 +78,10 @@ def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
         yield temporary
         if args is not None:
             write_json(temporary / "args.json", vars(args))
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        if not (path.exists() and exchange(temporary, path)):
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,160 @@
+"""Cleaning of sentence pairs: steps that mend a sentence, filters that drop a pair, each counted under its name."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from corpora import decode, text_blocks, text_lines
+from distill_utils import UserError, expand_languages
+from languages import LETTER, script_pattern
+
+# Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
+# direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.
+CONTROL = (
+    r"[\x00-\x08\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200b}\x{200e}\x{200f}\x{202a}-\x{202e}"
+    r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffb}]"
+)
+WHITE_SPACE = r"[^\S ]|  |^ | $"
+# What NFC may change: marks, Jamo, and the characters that have a canonical decomposition and no way back.
+# Everything else is NFC already, and asking that is six times faster than normalising.
+NOT_NFC = (
+    r"[\p{M}\x{1100}-\x{11ff}\x{340}-\x{343}\x{374}\x{37e}\x{387}\x{958}-\x{95f}\x{9dc}-\x{9df}\x{a33}-\x{a5e}\x{b5c}\x{b5d}"
+    r"\x{f43}-\x{f69}\x{1f71}-\x{1fff}\x{2000}\x{2001}\x{2126}-\x{212b}\x{2329}\x{232a}\x{2adc}\x{f900}-\x{faff}"
+    r"\x{fb1d}-\x{fb4f}\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}]"
+)
+LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is a fair translation of a long name
+
+# In the order they are done. Each leaves nothing for itself or an earlier one: mended text is never mended again, so
+# that pairs read back (from shards, say) stay as they are.
+MENDING = ("control_characters", "nfc", "white_space")
+FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "duplicate")
+
+
+def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:
+    """The sentences after the named steps of `MENDING`, and for each step which sentences (bool) it changed."""
+    # One search tells which sentences need any work; in clean text that is few, and only those are rewritten.
+    suspects = sentences.str.contains(f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}").fill_null(False).arg_true()
+    changed = {}
+    rest = sentences.gather(suspects)
+    for step in MENDING:
+        if step not in steps:
+            continue
+        before = rest
+        if step == "nfc":
+            rest = rest.str.normalize("NFC")
+        elif step == "control_characters":
+            rest = rest.str.replace_all(CONTROL, "")
+        else:
+            rest = rest.str.replace_all(r"\s+", " ").str.strip_chars()
+        changed[step] = _marked(len(sentences), suspects, rest != before)
+    at = pl.int_range(len(sentences), dtype=pl.UInt32, eager=True)
+    at = at.scatter(suspects, pl.int_range(len(sentences), len(sentences) + len(rest), dtype=pl.UInt32, eager=True))
+    return pl.concat([sentences, rest], rechunk=True).gather(at), changed
+
+
+def inspect(
+    sentences: pl.Series,
+    languages: pl.Series,
+    steps: Iterable[str],
+    filters: Iterable[str],
+    max_sentence_length: int,
+    excluded: pl.Series | None,
+) -> pl.DataFrame:
+    """Mend sentences and judge each by itself: columns `sentence`, `length`, `fault`, and a bool per mending step.
+
+    `languages` holds the language of each. `fault` is the first reason to drop the sentence, null for none.
+    `excluded` holds folded sentences (see `fold`).
+    """
+    sentences, changed = mend(sentences, steps)
+    lengths = sentences.str.len_chars()
+    faults = [("missing", sentences.is_null())]
+    if "empty" in filters:
+        faults.append(("empty", lengths == 0))
+    if "too_long" in filters:
+        faults.append(("too_long", lengths > max_sentence_length))
+    faults += _letter_faults(sentences, languages, filters)
+    if excluded is not None:
+        faults.append(("excluded", fold(sentences).is_in(excluded.implode())))
+    frame = pl.DataFrame({"sentence": sentences, "length": lengths, **changed})
+    return frame.with_columns(fault=first_reason(faults))
+
+
+def first_reason(faults: Iterable[tuple[str, pl.Series | pl.Expr]]) -> pl.Expr:
+    """The name of the first condition that holds, null where none does."""
+    named = [pl.when(applies).then(pl.lit(name)) for name, applies in faults]
+    return pl.coalesce(*named, pl.lit(None, pl.String))
+
+
+def pair_faults(filters: Iterable[str], max_length_ratio: float) -> list[tuple[str, pl.Expr]]:
+    """What can be wrong with a pair of two sound sentences (columns `source`, `target` and their `_length`s)."""
+    lengths = [pl.col("source_length") + LENGTH_SLACK, pl.col("target_length") + LENGTH_SLACK]
+    reasons = {
+        "length_ratio": pl.max_horizontal(lengths) > max_length_ratio * pl.min_horizontal(lengths),
+        "same_as_source": pl.col("source") == pl.col("target"),
+    }
+    return [(name, applies) for name, applies in reasons.items() if name in filters]
+
+
+def _letter_faults(sentences: pl.Series, languages: pl.Series, filters: Iterable[str]) -> list[tuple[str, pl.Series]]:
+    """Sentences without any letter; and those with letters, but none of their language's scripts."""
+    by_pattern: dict[str, list[str]] = {}
+    for language in languages.unique():
+        by_pattern.setdefault(script_pattern(language), []).append(language)
+    # A letter of the right script settles both questions, and most sentences begin with one: search for it first. A
+    # search that finds nothing is slow, so each script is looked for in the sentences of its languages alone.
+    unsettled = pl.repeat(True, len(sentences), eager=True)
+    for pattern, tags in by_pattern.items():
+        at = languages.is_in(tags).arg_true()
+        unsettled.scatter(at, ~sentences.gather(at).str.contains(pattern).fill_null(False))
+    at = unsettled.arg_true()
+    has_letter = sentences.gather(at).str.contains(LETTER).fill_null(False)
+    faults = {"no_letters": ~has_letter, "wrong_script": has_letter}
+    return [(name, _marked(len(sentences), at, flags)) for name, flags in faults.items() if name in filters]
+
+
+def _marked(length: int, at: pl.Series, flags: pl.Series) -> pl.Series:
+    """`length` flags: the given ones at the given places, false elsewhere."""
+    return pl.repeat(False, length, dtype=pl.Boolean, eager=True).scatter(at, flags)
+
+
+def fold(sentences: pl.Series) -> pl.Series:
+    """Sentences as --exclude compares them: NFC, no control characters, white space and case folded."""
+    return mend(sentences, MENDING)[0].str.to_lowercase()
+
+
+def read_excluded(specs: Iterable[str]) -> pl.Series:
+    """Every sentence of the evaluation files, folded: text with a sentence a line, or STS files (.csv, .tsv).
+
+    A brace path names a file per language. Of an STS file the two sentence columns are taken.
+    """
+    sentences = []
+    for spec in specs:
+        for path in expand_languages(spec).values() if "{" in spec else [spec]:
+            there = _sts_sentences(path) if ".csv" in Path(path).suffixes else _plain_sentences(path)
+            if there.is_in(["", None], nulls_equal=True).all():
+                raise UserError(f"{path} holds no sentence to exclude: check the file")
+            sentences.append(fold(there))
+    sentences = pl.concat(sentences).unique(maintain_order=True)
+    return sentences.filter(sentences != "")
+
+
+def _plain_sentences(path: str) -> pl.Series:
+    """A sentence a line; in a TSV every cell."""
+    lines = [lines.str.split("\t").explode() if ".tsv" in path else lines for _, lines in text_lines(path)]
+    return pl.concat(lines) if lines else pl.Series([], dtype=pl.String)
+
+
+def _sts_sentences(path: str) -> pl.Series:
+    text = "".join(decode(path, number, block) for number, block in text_blocks(path))
+    rows = csv.reader(text.splitlines(keepends=True))
+    sentences = []
+    try:
+        for row in filter(None, rows):
+            if len(row) < 2:
+                raise UserError(f"{path}, line {rows.line_num}: expected sentence1,sentence2,score, found one column")
+            sentences += row[:2]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num} is no CSV ({error}): mend or remove it") from None
+    return pl.Series(sentences, dtype=pl.String)

@@ -1,0 +1,768 @@
+"""build_pairs.py: every input kind, every filter, the account, sampling, shards, views, and a kill at any moment."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+import datasets
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import build_pairs
+import cleaning
+import hash_order
+from corpora import read_corpus
+from distill_utils import UserError, replaced_folder
+from languages import LETTER, languages_of_name, script_pattern, standard_tag
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))
+real_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real corpora are not at {DATA}")
+
+ENGLISH = ["A dog runs.", "The sun is hot.", "We eat bread."]
+ITALIAN = ["Un cane corre.", "Il sole è caldo.", "Mangiamo pane."]
+GERMAN = ["Ein Hund rennt.", "Die Sonne ist heiß.", "Wir essen Brot."]
+EN_IT = {(e, "it", i) for e, i in zip(ENGLISH, ITALIAN, strict=True)}
+EN_DE = {(e, "de", d) for e, d in zip(ENGLISH, GERMAN, strict=True)}
+
+
+def parse(*arguments) -> list:
+    return build_pairs.build_parser().parse_args([str(argument) for argument in arguments])
+
+
+def build(folder: Path, corpora, *options, languages=("it",)) -> dict:
+    """Build into `folder`; all rows, the pairs as a set, and the report. No dev split unless asked for."""
+    corpora = corpora if isinstance(corpora, list) else [corpora]
+    call = ["--corpus", *corpora, "--target_languages", *languages, "--output_dir", folder / "pairs"]
+    build_pairs.main(parse(*call, "--dev_fraction", 0, *options))
+    splits = datasets.load_from_disk(folder / "pairs")
+    rows = [row for split in splits.values() for row in split]
+    pairs = [(row["source"], target["language"], target["sentence"]) for row in rows for target in row["targets"]]
+    report = json.loads((folder / "pairs/report.json").read_text(encoding="utf-8"))
+    for corpus in report["corpora"]:
+        for entry in corpus["languages"].values():
+            assert entry["read"] == entry["kept"] + sum(entry["dropped"].values())
+    return {"splits": splits, "rows": rows, "pairs": pairs, "report": report, "folder": folder / "pairs"}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def tsv(path: Path, pairs) -> Path:
+    return write(path, *("\t".join(pair) for pair in pairs))
+
+
+def dropped(result: dict, corpus: int = 0, language: str = "it") -> dict:
+    return result["report"]["corpora"][corpus]["languages"][language]["dropped"]
+
+
+# ---------------------------------------------------------------- input kinds
+
+
+TED = [
+    {"translations": {"language": ["de", "en", "ita"], "translation": list(triple)}, "talk_name": "t"}
+    for triple in zip(GERMAN, ENGLISH, ITALIAN, strict=True)
+]
+OPUS = [{"translation": {"en": e, "it": i}} for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+COLUMNS = [{"english": e, "non_english": i} for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+NAMED = [{"id": 1, "left": i, "right": e} for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+WIDE = [{"talk": "t", "eng": e, "ita": i, "de": d} for e, i, d in zip(ENGLISH, ITALIAN, GERMAN, strict=True)]
+LONG = [{"source": e, "target": i, "language": "ita"} for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+TABLES = {"ted": TED, "opus": OPUS, "columns-en-it": COLUMNS, "named-ita-eng": NAMED, "wide": WIDE, "long": LONG}
+NAMED_OPTIONS = {"named-ita-eng": ["--source_column", "right", "--target_column", "left"]}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow", "hub"])
+@pytest.mark.parametrize("schema", TABLES)
+def test_tables(tmp_path, kind, schema):
+    rows = TABLES[schema]
+    if kind == "csv" and schema in ("ted", "opus"):
+        pytest.skip("CSV holds no nested columns")
+    path = tmp_path / f"{schema}.{kind}"
+    if kind == "jsonl":
+        write(path, *(json.dumps(row) for row in rows))
+    elif kind == "csv":
+        pl.DataFrame(rows).write_csv(path)
+    elif kind == "parquet":
+        pl.DataFrame(rows).write_parquet(path)
+    elif kind == "arrow":
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    else:  # no hub in a test: load_dataset takes a local folder in a hub id's place
+        path.mkdir()
+        pl.DataFrame(rows).write_parquet(path / "train.parquet")
+        path = f"{path}:default:train"
+    assert set(build(tmp_path, path, *NAMED_OPTIONS.get(schema, []))["pairs"]) == EN_IT
+
+
+def test_hub_config_names_the_language(tmp_path):
+    (tmp_path / "talks/en-it").mkdir(parents=True)
+    pl.DataFrame(COLUMNS).write_parquet(tmp_path / "talks/en-it/dev.parquet")
+    readme = "configs:\n- config_name: en-it\n  data_files:\n  - split: dev\n    path: en-it/dev.parquet"
+    write(tmp_path / "talks/README.md", "---", *readme.split("\n"), "---")
+    assert set(build(tmp_path, f"{tmp_path}/talks:en-it:dev")["pairs"]) == EN_IT
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst", ".bz2"])
+def test_line_aligned_text(tmp_path, suffix):
+    pack = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+        ".zst": lambda content: pa.Codec("zstd").compress(content, asbytes=True),
+    }[suffix]
+    for tag, lines, end in (("eng", ENGLISH, "\r\n"), ("ita", ITALIAN, "\n"), ("deu", GERMAN, "\n")):
+        (tmp_path / f"tatoeba.{tag}{suffix}").write_bytes(pack(end.join(lines).encode()))
+    result = build(tmp_path, tmp_path / f"tatoeba.{{eng,ita,deu}}{suffix}", languages=("ita", "de"))
+    assert set(result["pairs"]) == EN_IT | EN_DE
+
+
+@pytest.mark.parametrize("name", ["talks-en-it.tsv", "opus.it-en.tsv.gz", "x-eng-ita-dev.tsv.xz"])
+def test_two_column_tsv(tmp_path, name):
+    pairs = (
+        [(i, e) for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+        if "it-en" in name
+        else [(e, i) for e, i in zip(ENGLISH, ITALIAN, strict=True)]
+    )
+    text = "".join("\t".join(pair) + "\n" for pair in pairs).encode()
+    pack = {".tsv": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[Path(name).suffix]
+    (tmp_path / name).write_bytes(pack(text))
+    assert set(build(tmp_path, tmp_path / name)["pairs"]) == EN_IT
+
+
+def test_wide_tsv_with_missing(tmp_path):
+    path = write(
+        tmp_path / "ted.tsv",
+        "talk_name\ten\tita\tpt-br\tcalv",
+        '1\tA "dog runs.\tUn cane corre.\t__NULL__\tx',
+        "2\tThe sun is hot.\t_ _ NULL _ _\tO sol é quente.\tx",
+        "3\tWe eat bread.\t\tComemos pão.\tx",
+        "4\t__NULL__\tNiente.\tNada.\tx",
+    )
+    result = build(tmp_path, path, languages=("it", "pt_BR"))
+    assert set(result["pairs"]) == {
+        ('A "dog runs.', "it", "Un cane corre."),
+        ("The sun is hot.", "pt-BR", "O sol é quente."),
+        ("We eat bread.", "pt-BR", "Comemos pão."),
+    }
+    # A missing translation is no pair; a translation without its source is one, and is counted.
+    assert dropped(result) == {"missing": 1} and dropped(result, language="pt-BR") == {"missing": 1}
+
+
+def test_two_columns_count_what_is_missing(tmp_path):
+    result = build(
+        tmp_path, tsv(tmp_path / "a-en-it.tsv", [("Hello you.", "__NULL__"), *zip(ENGLISH, ITALIAN, strict=True)])
+    )
+    assert dropped(result) == {"missing": 1} and set(result["pairs"]) == EN_IT
+
+
+TMX = """<?xml version="1.0" encoding="UTF-8"?>
+<tmx version="1.4"><header srclang="en"/><body>
+{units}
+</body></tmx>
+"""
+
+
+def unit(*variants: tuple[str, str]) -> str:
+    return "<tu>" + "".join(f'<tuv xml:lang="{tag}"><seg>{text}</seg></tuv>' for tag, text in variants) + "</tu>"
+
+
+def test_tmx(tmp_path):
+    units = [unit(("EN", e), ("ITA", i), ("de", d)) for e, i, d in zip(ENGLISH, ITALIAN, GERMAN, strict=True)]
+    units.append(
+        unit(("en", '<bpt i="1">{\\b</bpt>Hi <hi>there</hi>.'), ("it", 'Ciao<ph x="1">&lt;br&gt;</ph> a voi.'))
+    )
+    units.append(unit(("de", "Allein."), ("it", "Da solo.")))
+    (tmp_path / "x.tmx.gz").write_bytes(gzip.compress(TMX.format(units="\n".join(units)).encode()))
+    result = build(tmp_path, tmp_path / "x.tmx.gz")
+    assert set(result["pairs"]) == EN_IT | {("Hi there.", "it", "Ciao a voi.")}
+    assert dropped(result) == {"missing": 1}
+
+
+def test_format_overrides_the_name(tmp_path):
+    path = tsv(tmp_path / "en-it.txt", zip(ENGLISH, ITALIAN, strict=True))
+    with pytest.raises(UserError, match="says no format"):
+        build(tmp_path, path)
+    assert set(build(tmp_path, path, "--format", "tsv")["pairs"]) == EN_IT
+
+
+def test_all_languages(tmp_path):
+    path = write(tmp_path / "ted.jsonl", *(json.dumps(row) for row in TED))
+    assert set(build(tmp_path, path, languages=("all",))["pairs"]) == EN_IT | EN_DE
+
+
+def test_other_source_language(tmp_path):
+    path = write(tmp_path / "columns-it-en.jsonl", *(json.dumps(row) for row in COLUMNS))
+    result = build(tmp_path, path, "--source_language", "ita", languages=("en",))
+    assert set(result["pairs"]) == {(i, "en", e) for e, i in zip(ENGLISH, ITALIAN, strict=True)}
+
+
+def test_readers_give_bounded_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.CHUNK", 2)
+    monkeypatch.setattr("corpora.BLOCK", 40)
+    write(tmp_path / "x.en", *ENGLISH)
+    write(tmp_path / "x.it", *ITALIAN)
+    chunks = list(read_corpus(f"{tmp_path}/x.{{en,it}}", "en"))
+    assert [len(chunk) for chunk in chunks] == [2, 1]
+    assert pl.concat(chunks)["target"].to_list() == ITALIAN
+    path = tsv(tmp_path / "x-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    chunks = list(read_corpus(str(path), "en"))
+    assert len(chunks) > 1 and pl.concat(chunks)["target"].to_list() == ITALIAN
+
+
+# ---------------------------------------------------------------- real corpora
+
+
+@real_data
+def test_real_ted(tmp_path):
+    result = build(tmp_path, DATA / "ted_multi_sample.parquet", languages=("ar", "it"))
+    table = pl.read_parquet(DATA / "ted_multi_sample.parquet").get_column("translations").struct.unnest()
+    arabic = table.filter(pl.col("language").list.contains("ar"))
+    entry = result["report"]["corpora"][0]["languages"]["ar"]
+    assert entry["read"] == len(arabic) == 896
+    assert entry["dropped"]["missing"] == arabic.filter(~pl.col("language").list.contains("en")).height
+
+
+@real_data
+def test_real_multi30k_and_tatoeba_merge(tmp_path):
+    corpora = [DATA / "multi30k/val.{en,de,fr}.gz", DATA / "tatoeba/tatoeba.deu-eng.{deu,eng}"]
+    result = build(tmp_path, corpora, languages=("deu", "fr"))
+    reads = [{tag: e["read"] for tag, e in c["languages"].items()} for c in result["report"]["corpora"]]
+    assert reads == [{"de": 1014, "fr": 1014}, {"de": 1000}]
+    assert sum(len(row["targets"]) > 1 for row in result["rows"]) > 900
+
+
+@real_data
+def test_real_exclude(tmp_path):
+    """The Italian STSb test sentences leave the TED sample, which is made from the same translations' train part."""
+    spec = DATA / "stsb_multi_mt/stsb-{en,it}-test.csv"
+    result = build(tmp_path, DATA / "ted_multi_sample.parquet", "--exclude", spec)
+    assert dropped(result)["excluded"] > 100
+    excluded = set(cleaning.read_excluded([str(spec)]))
+    sentences = pl.Series([text for source, _, target in result["pairs"] for text in (source, target)])
+    assert not excluded & set(cleaning.fold(sentences))
+
+
+# ---------------------------------------------------------------- language tags
+
+
+@pytest.mark.parametrize(
+    "tag, standard",
+    [("ita", "it"), ("zh-cn", "zh-CN"), ("pt_br", "pt-BR"), ("arb", "ar"), ("EN", "en"), ("calv", None), ("", None)],
+)
+def test_standard_tag(tag, standard):
+    assert standard_tag(tag) == standard
+
+
+@pytest.mark.parametrize("tag, near", [("itallian", "it (Italian)"), ("jp", "ja (Japanese)"), ("germn", "de (German)")])
+def test_unknown_tag_names_near_ones(tmp_path, tag, near):
+    with pytest.raises(UserError) as error:
+        build(tmp_path, "x.jsonl", languages=("it", tag))
+    assert repr(tag) in str(error.value) and near in str(error.value)
+
+
+def test_absent_language_names_those_there(tmp_path):
+    path = write(tmp_path / "ted.jsonl", *(json.dumps(row) for row in TED))
+    with pytest.raises(UserError, match="no corpus holds ja: the target languages there are de it"):
+        build(tmp_path, path, languages=("it", "ja"))
+
+
+@pytest.mark.parametrize(
+    "name, languages",
+    [
+        ("talks-en-pt-br-train.tsv.gz", ("pt-BR", True)),
+        ("tatoeba.ita-eng", ("it", False)),
+        ("de-en-dev.tsv", ("de", False)),
+        ("ted-en-it.tsv", ("it", True)),
+        ("en-it-test", ("it", True)),
+        ("opus.tsv", None),
+    ],
+)
+def test_languages_of_name(name, languages):
+    assert languages_of_name(name, "en") == languages
+
+
+@pytest.mark.parametrize(
+    "tag, right, wrong",
+    [("ar", "مرحبا", "hello"), ("ja", "ひ", "안녕"), ("ko", "안녕", "ひ"), ("zh-TW", "漢", "a"), ("sr", "Да da", "ひ")],
+)
+def test_script_pattern(tag, right, wrong):
+    assert pl.Series([right, wrong]).str.contains(script_pattern(tag)).to_list() == [True, False]
+
+
+def test_unknown_script_is_not_judged():
+    assert script_pattern("itt") == LETTER  # CLDR does not say how Maeng Itneg is written
+
+
+# ---------------------------------------------------------------- cleaning
+
+BAD = {
+    "empty": ("   ", "Ciao a tutti."),
+    "too_long": ("It is long. " * 30, "È lungo. " * 20),
+    "length_ratio": ("Yes.", "Naturalmente, e lo ripeto volentieri a tutti quelli che non hanno ancora capito."),
+    "same_as_source": ("Microsoft Windows", "Microsoft Windows"),
+    "no_letters": ("12:30 - 14:00", "12.30 - 14.00"),
+    "wrong_script": ("Good morning.", "Доброе утро."),
+    "duplicate": (ENGLISH[0], ITALIAN[0]),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_each_filter_drops_its_own_and_can_be_skipped(tmp_path, reason):
+    path = tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), BAD[reason]])
+    result = build(tmp_path, path)
+    assert dropped(result) == {reason: 1}
+    assert sorted(result["pairs"]) == sorted(EN_IT)
+    sample = json.loads((result["folder"] / "dropped_samples.jsonl").read_text(encoding="utf-8"))
+    assert sample["reason"] == reason and sample["target"] == " ".join(BAD[reason][1].split())
+    implied = ["no_letters"] if reason == "empty" else []
+    kept = build(tmp_path, path, "--skip", reason, *implied)
+    assert dropped(kept) == {} and len(kept["pairs"]) == 4
+
+
+def test_everything_skipped_keeps_everything(tmp_path):
+    path = tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), *list(BAD.values())[1:]])
+    result = build(tmp_path, path, "--skip", *cleaning.MENDING, *cleaning.FILTERS)
+    assert sorted(result["pairs"]) == sorted([*EN_IT, *((e, "it", i) for e, i in list(BAD.values())[1:])])
+
+
+def test_filters_judge_both_sides(tmp_path):
+    pairs = [("Доброе утро.", "Buongiorno."), ("...", "Sì, certo."), ("Tell me more.", "")]
+    result = build(tmp_path, tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), *pairs]))
+    assert dropped(result) == {"wrong_script": 1, "no_letters": 1, "missing": 1}
+
+
+def test_length_is_in_characters_and_inclusive(tmp_path):
+    pairs = [("a" * 20, "è" * 20), ("b" * 21, "b è" * 7)]
+    result = build(tmp_path, tsv(tmp_path / "x-en-it.tsv", pairs), "--max_sentence_length", 20)
+    assert dropped(result) == {"too_long": 1} and result["pairs"] == [("a" * 20, "it", "è" * 20)]
+
+
+def test_length_ratio_with_ten_characters_added(tmp_path):
+    pairs = [("a" * 10, "è" * 70), ("b" * 10, "è" * 71)]  # 80 : 20 and 81 : 20
+    result = build(tmp_path, tsv(tmp_path / "x-en-it.tsv", pairs))
+    assert result["pairs"] == [("a" * 10, "it", "è" * 70)] and dropped(result) == {"length_ratio": 1}
+
+
+MESSY = {
+    "nfc": ("The sun is hot.", "Il sole e\u0300 caldo.", "Il sole è caldo."),
+    "control_characters": ("The sun\u200b is\x00 hot.", "Il sole è caldo.\ufeff", "Il sole è caldo."),
+    "white_space": ("  The sun\u00a0 is hot.", "Il  sole è\u3000caldo. ", "Il sole è caldo."),
+}
+
+
+@pytest.mark.parametrize("step", MESSY)
+def test_mending(tmp_path, step):
+    *pair, clean = MESSY[step]
+    path = tsv(tmp_path / "x-en-it.tsv", [pair, ("We eat bread.", "Mangiamo pane.")])
+    result = build(tmp_path, path)
+    assert ("The sun is hot.", "it", clean) in result["pairs"]
+    assert result["report"]["corpora"][0]["languages"]["it"]["mended"] == {step: 1}
+    assert (*pair[:1], "it", pair[1]) in build(tmp_path, path, "--skip", step)["pairs"]
+
+
+def test_mending_twice_changes_nothing():
+    text = pl.Series(["e\u200b\u0301 a\x00\u0300", " \u00a0e\u0301\u2000 ", "\u1100\ufeff\u1161", "a\u0085\u00adb"])
+    once, _ = cleaning.mend(text, cleaning.MENDING)
+    assert once.to_list() == ["é à", "é", "가", "a b"]
+    twice, changed = cleaning.mend(once, cleaning.MENDING)
+    assert twice.equals(once) and not any(flags.any() for flags in changed.values())
+
+
+def test_every_character_that_nfc_changes_is_a_suspect():
+    """The search that spares clean text the normalisation must miss none, alone or after another character."""
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    changed = {c for c in characters if unicodedata.normalize("NFC", c) != c}
+    for c in characters:
+        changed.update(unicodedata.normalize("NFD", c)[1:])  # what composes with a character before it
+    changed = pl.Series(sorted(changed - set(characters[:0x300])))
+    assert len(changed) > 1000 and changed.str.contains(cleaning.NOT_NFC).all()
+
+
+def test_max_translations_keeps_the_first(tmp_path):
+    pairs = [("A dog runs.", f"Un cane corre {word}.") for word in ("via", "lontano", "forte", "qui")]
+    path = tsv(tmp_path / "x-en-it.tsv", [*pairs, pairs[0], ("A dog runs.", "Un cane corre via.  ")])
+    result = build(tmp_path, path, "--max_translations", 2)
+    assert [target for _, _, target in result["pairs"]] == ["Un cane corre via.", "Un cane corre lontano."]
+    assert len(result["rows"]) == 1
+    assert dropped(result) == {"duplicate": 2, "many_translations": 2}
+
+
+def test_exclude(tmp_path):
+    """NFC, case and white space are folded; source and target sentences count; a brace path is a file per language."""
+    write(tmp_path / "sts-en.csv", '"a DOG  runs.",Something else entirely.,2.5')
+    write(tmp_path / "sts-it.csv", "Qualcosa.,il sole e\u0300 CALDO.,2.5")
+    write(tmp_path / "tatoeba.txt", "wir essen BROT.")
+    write(tmp_path / "x.en", *ENGLISH)
+    write(tmp_path / "x.it", *ITALIAN)
+    write(tmp_path / "x.de", *GERMAN)
+    exclude = ["--exclude", tmp_path / "sts-{en,it}.csv", tmp_path / "tatoeba.txt"]
+    result = build(tmp_path, tmp_path / "x.{en,it,de}", *exclude, languages=("it", "de"))
+    kept = {("The sun is hot.", "de", "Die Sonne ist heiß."), ("We eat bread.", "it", "Mangiamo pane.")}
+    assert set(result["pairs"]) == kept
+    assert dropped(result) == {"excluded": 2} and dropped(result, language="de") == {"excluded": 2}
+
+
+# ---------------------------------------------------------------- rows, sampling, splits
+
+
+def many(folder: Path, n: int = 400, name: str = "x-en-it.tsv") -> Path:
+    return tsv(folder / name, [(f"Sentence number {i}.", f"Frase numero {i}.") for i in range(n)])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_one_row_per_source_from_all_corpora(tmp_path):
+    tsv(tmp_path / "a-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    tsv(tmp_path / "b-en-de.tsv", zip(ENGLISH, GERMAN, strict=True))
+    result = build(tmp_path, [tmp_path / "b-en-de.tsv", tmp_path / "a-en-it.tsv"], languages=("it", "de"))
+    rows = {row["source"]: row["targets"] for row in result["rows"]}
+    assert len(result["rows"]) == 3
+    assert rows["A dog runs."] == [
+        {"language": "de", "sentence": "Ein Hund rennt."},
+        {"language": "it", "sentence": "Un cane corre."},
+    ]
+
+
+def test_corpus_without_the_language_is_shown_as_such(tmp_path, capsys):
+    tsv(tmp_path / "a-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    tsv(tmp_path / "b-en-de.tsv", zip(ENGLISH, GERMAN, strict=True))
+    result = build(tmp_path, [tmp_path / "b-en-de.tsv", tmp_path / "a-en-it.tsv"])
+    assert [corpus["languages"].keys() for corpus in result["report"]["corpora"]] == [set(), {"it"}]
+    assert str(tmp_path / "b-en-de.tsv") in capsys.readouterr().out
+
+
+def test_same_call_same_bytes(tmp_path):
+    options = ("--dev_fraction", 0.1, "--export_pairs", "--export_tsv")
+    first = content(build(tmp_path, many(tmp_path), *options)["folder"])
+    assert first == content(build(tmp_path, many(tmp_path), *options)["folder"])
+    other = content(build(tmp_path, many(tmp_path), *options, "--seed", 7)["folder"])
+    assert first["train/data-00000-of-00001.arrow"] != other["train/data-00000-of-00001.arrow"]
+    assert first["train/state.json"] != other["train/state.json"]  # the fingerprint follows the content
+
+
+def test_cap_takes_the_first_in_hash_order(tmp_path):
+    everything = build(tmp_path, many(tmp_path))["pairs"]
+    result = build(tmp_path, many(tmp_path), "--max_sentences_per_language", 150)
+    assert result["pairs"] == everything[:150] and dropped(result) == {"over_limit": 250}
+    assert everything != sorted(everything)
+
+
+def test_splits_by_source(tmp_path):
+    tsv(tmp_path / "b-en-de.tsv", [(f"Sentence number {i}.", f"Satz Nummer {i}.") for i in range(400)])
+    corpora = [many(tmp_path), tmp_path / "b-en-de.tsv"]
+    options = ("--dev_fraction", 0.1, "--test_fraction", 0.2)
+    splits = build(tmp_path, corpora, *options, languages=("it", "de"))["splits"]
+    sources = {name: set(split["source"]) for name, split in splits.items()}
+    assert list(sources) == ["train", "dev", "test"] and sum(map(len, sources.values())) == 400
+    assert not sources["train"] & sources["dev"] and not sources["train"] & sources["test"]
+    assert 20 <= len(sources["dev"]) <= 60 and 55 <= len(sources["test"]) <= 105
+    # A corpus more or less leaves a sentence on its side.
+    assert set(build(tmp_path, many(tmp_path), *options)["splits"]["dev"]["source"]) == sources["dev"]
+
+
+def test_empty_split_is_refused(tmp_path):
+    path = tsv(tmp_path / "x-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    with pytest.raises(UserError, match="dev split would be empty: 3 source sentences"):
+        build(tmp_path, path, "--dev_fraction", 0.001)
+    assert not (tmp_path / "pairs").exists() and list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- scale: disk, shards
+
+
+def test_on_disk_as_in_memory(tmp_path, monkeypatch):
+    """Sorted runs on disk give the bytes that memory gives, duplicates across runs and chunks included."""
+    paths = [many(tmp_path, 300), many(tmp_path, 400, "y-en-it.tsv")]
+    options = ("--dev_fraction", 0.1, "--max_sentences_per_language", 350)
+    in_memory = build(tmp_path, paths, *options)
+    expected = content(in_memory["folder"])
+    drops = [dropped(in_memory, corpus) for corpus in (0, 1)]
+    assert drops[1]["duplicate"] == 300 and sum(drop["over_limit"] for drop in drops) == 50
+    monkeypatch.setattr("corpora.BLOCK", 1000)
+    monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (5000,))
+    spills = []
+    spill = hash_order.HashOrder._spill
+    monkeypatch.setattr(hash_order.HashOrder, "_spill", lambda self: (spills.append(1), spill(self)))
+    assert content(build(tmp_path, paths, *options)["folder"]) == expected
+    assert len(spills) > 5
+
+
+def test_record_batches_do_not_depend_on_the_calls(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_pairs, "BATCH", 7)
+    monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (3000,))
+    split = build(tmp_path, many(tmp_path))["splits"]["train"]
+    assert [len(chunk) for chunk in split.data.column("source").chunks] == [7] * 57 + [1]
+
+
+def test_shards_together_equal_the_whole(tmp_path):
+    tsv(tmp_path / "b-en-de.tsv", [(f"Sentence number {i}.", f"Satz Nummer {i}.") for i in range(200, 500)])
+    corpora = [many(tmp_path), tmp_path / "b-en-de.tsv", many(tmp_path, 50, "again-en-it.tsv")]
+    whole = build(tmp_path, corpora, "--dev_fraction", 0.1, languages=("it", "de"))
+    shards, counts = [], []
+    for i in range(3):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        shards.append(build(folder, corpora, "--dev_fraction", 0.1, "--shard", f"{i}/3", languages=("it", "de")))
+        assert 80 < len(shards[-1]["rows"]) < 250
+    for split in ("train", "dev"):  # one after the other, they are the whole
+        assert [row for shard in shards for row in shard["splits"][split]] == list(whole["splits"][split])
+    for corpus in range(3):  # and so are their accounts
+        for language, entry in whole["report"]["corpora"][corpus]["languages"].items():
+            counts = [shard["report"]["corpora"][corpus]["languages"][language] for shard in shards]
+            assert entry["read"] == sum(count["read"] for count in counts)
+            assert entry["kept"] == sum(count["kept"] for count in counts)
+            for reason, number in entry["dropped"].items():
+                assert number == sum(count["dropped"].get(reason, 0) for count in counts)
+
+
+def test_merged_shards_keep_the_cap_of_the_whole(tmp_path):
+    """Each shard keeps up to the cap, the merge cuts to it: Arrow for Arrow the bytes of the run in one piece."""
+    options = ("--dev_fraction", 0.1, "--max_sentences_per_language", 120)
+    whole = content(build(tmp_path, many(tmp_path), *options)["folder"])
+    shards = []
+    for i in range(3):
+        folder = tmp_path / f"shard-{i}"
+        folder.mkdir()
+        shards.append(build(folder, many(tmp_path), *options, "--shard", f"{i}/3")["folder"])
+    merged = content(build(tmp_path, shards, *options)["folder"])
+    for split in ("train", "dev"):
+        for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
+            assert merged[f"{split}/{name}"] == whole[f"{split}/{name}"]
+
+
+# ---------------------------------------------------------------- views
+
+
+def unpacked(path: Path) -> str:
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def test_export_tsv(tmp_path):
+    result = build(tmp_path, many(tmp_path), "--export_tsv", "--dev_fraction", 0.1)
+    for split in ("train", "dev"):
+        lines = unpacked(result["folder"] / f"tsv/en-it-{split}.tsv.gz").splitlines()
+        pairs = [(row["source"], row["targets"][0]["sentence"]) for row in result["splits"][split]]
+        assert [tuple(line.split("\t")) for line in lines] == pairs
+    # What this writes, it reads.
+    folder = tmp_path / "again"
+    folder.mkdir()
+    again = build(folder, [result["folder"] / f"tsv/en-it-{split}.tsv.gz" for split in ("train", "dev")])
+    assert set(again["pairs"]) == set(result["pairs"])
+
+
+def test_export_tsv_of_unmended_text_stays_two_columns(tmp_path):
+    row = {"translation": {"en": "A\tdog\nruns.", "it": "Un cane\r\ncorre."}}
+    result = build(tmp_path, write(tmp_path / "x.jsonl", json.dumps(row)), "--export_tsv", "--skip", "white_space")
+    assert unpacked(result["folder"] / "tsv/en-it-train.tsv.gz") == "A dog runs.\tUn cane  corre.\n"
+    assert result["pairs"] == [("A\tdog\nruns.", "it", "Un cane\r\ncorre.")]
+
+
+def test_export_pairs_goes_into_sentence_transformers(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    result = build(tmp_path, many(tmp_path), "--export_pairs", "--dev_fraction", 0.1)
+    view = datasets.load_from_disk(result["folder"] / "pairs_view")
+    assert view["train"].column_names == ["source", "target", "language"]
+    assert [(row["source"], row["language"], row["target"]) for split in view.values() for row in split] == result[
+        "pairs"
+    ]
+    examples = [sentence_transformers.InputExample(texts=[row["source"], row["target"]]) for row in view["dev"]]
+    assert examples[0].texts == [view["dev"][0]["source"], view["dev"][0]["target"]]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(*arguments, **options) -> subprocess.CompletedProcess:
+    call = [sys.executable, ROOT / "build_pairs.py", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, timeout=100, **options)
+
+
+def test_command_line_and_narrow_terminal(tmp_path):
+    path = tsv(tmp_path / "x-en-it.tsv", [*zip(ENGLISH, ITALIAN, strict=True), *BAD.values()])
+    call = ["--corpus", path, "--target_languages", "it", "--dev_fraction", 0.3, "--output_dir", tmp_path / "pairs"]
+    done = command(*call, env=os.environ | {"COLUMNS": "50"})
+    assert done.returncode == 0, done.stderr
+    assert "length_ratio 1" in done.stdout and "10" in done.stdout and done.stderr == ""
+    table = [line for line in done.stdout.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, table)) <= 50
+
+
+def test_command_line_mistake(tmp_path):
+    done = command("--corpus", tmp_path / "no.tsv", "--target_languages", "it", "--output_dir", tmp_path / "pairs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"build_pairs.py: error: {tmp_path}/no.tsv does not exist: check the path\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--shard", "3/3"), "--shard 3/3: expected I/N"),
+        (("--shard", "x"), "--shard x: expected I/N"),
+        (("--dev_fraction", "1"), "--dev_fraction"),
+        (("--max_translations", "0"), "--max_translations"),
+        (("--max_length_ratio", "0.5"), "--max_length_ratio"),
+        (("--source_column", "a"), "give both"),
+        (("--source_language", "englsh"), "did you mean en"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        build(tmp_path, many(tmp_path), *options)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_every_option_is_read():
+    names = [action.dest for action in build_pairs.build_parser()._actions if action.dest != "help"]
+    source = (ROOT / "build_pairs.py").read_text(encoding="utf-8")
+    assert [name for name in names if f"args.{name}" not in source] == []
+
+
+def test_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    write(tmp_path / "pairs/thesis.txt", "precious")
+    with pytest.raises(UserError, match="was not made by these scripts"):
+        build(tmp_path, many(tmp_path))
+    assert [path.name for path in (tmp_path / "pairs").iterdir()] == ["thesis.txt"]
+
+
+def test_linked_output_folder_stays_a_link(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "pairs").symlink_to(tmp_path / "scratch")
+    for n in (400, 100):
+        assert len(build(tmp_path, many(tmp_path, n))["rows"]) == n
+    assert (tmp_path / "pairs").is_symlink() and (tmp_path / "scratch/report.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "scratch", "x-en-it.tsv"]
+
+
+def test_fallback_renames_recover_from_a_kill(tmp_path, monkeypatch):
+    """Without RENAME_EXCHANGE, a kill between the two renames leaves the old folder aside; the next run restores it."""
+    monkeypatch.setattr("distill_utils.exchange", lambda one, other: False)
+    build(tmp_path, many(tmp_path))
+    old = content(tmp_path / "pairs")
+    (tmp_path / "pairs").rename(tmp_path / ".pairs.old")
+    with pytest.raises(UserError):
+        build(tmp_path, tmp_path / "no.tsv")
+    assert content(tmp_path / "pairs") == old and not (tmp_path / ".pairs.old").exists()
+    build(tmp_path, many(tmp_path, 100))
+    assert len(datasets.load_from_disk(tmp_path / "pairs")["train"]) == 100
+
+
+KILLED = """
+import sys; sys.path.insert(0, {root!r})
+from pathlib import Path
+from distill_utils import replaced_folder
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    with replaced_folder({path!r}, None) as folder:
+        for name in ("args.json", "a", "b", "c"):
+            (folder / name).write_text(str(n))
+"""
+
+
+def test_kill_at_any_moment_leaves_a_whole_folder(tmp_path):
+    """A process that replaces a folder without end is killed forty times; the folder is there and of one piece."""
+    path = tmp_path / "pairs"
+    with replaced_folder(path) as folder:
+        for name in ("args.json", "a", "b", "c"):
+            (folder / name).write_text("0")
+    seen = set()
+    chance = random.Random(0)
+    for _ in range(40):
+        code = KILLED.format(root=str(ROOT), path=str(path))
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(chance.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        texts = {name: (path / name).read_text() for name in ("args.json", "a", "b", "c")}
+        assert len(set(texts.values())) == 1 and {item.name for item in path.iterdir()} == set(texts)
+        seen.add(texts["a"])
+    assert len(seen) > 5
+
+
+def test_kill_the_script_leaves_old_or_new(tmp_path):
+    call = ["--target_languages", "it", "--dev_fraction", "0.1", "--output_dir", tmp_path / "pairs"]
+    build_pairs.main(parse("--corpus", many(tmp_path), *call))
+    old = content(tmp_path / "pairs")
+    new_call = ["--corpus", many(tmp_path, 3000, "y-en-it.tsv"), *call]
+    start = time.monotonic()
+    assert command(*new_call).returncode == 0
+    seconds = time.monotonic() - start
+    new = content(tmp_path / "pairs")
+    outcomes = []
+    for share in (0.5, 0.8, 0.9, 0.95, 1.0):
+        build_pairs.main(parse("--corpus", tmp_path / "x-en-it.tsv", *call))
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "build_pairs.py", *map(str, new_call)], stdout=subprocess.DEVNULL
+        )
+        time.sleep(seconds * share)
+        process.kill()
+        process.wait()
+        left = content(tmp_path / "pairs")
+        assert left in (old, new)
+        outcomes.append(left == new)
+    assert command(*new_call).returncode == 0 and content(tmp_path / "pairs") == new
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "x-en-it.tsv", "y-en-it.tsv"]
+
+
+# ---------------------------------------------------------------- SLURM
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_slurm_script_is_sound():
+    done = subprocess.run(["shellcheck", ROOT / "slurm/build_pairs.slurm"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_slurm_array_and_merge_equal_one_call(tmp_path):
+    """The batch file as it stands but for its edit-me block, with an srun that only runs its command."""
+    script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
+    head, rest = script.split("corpora=", 1)
+    rest = rest.split("# ---- end of edit me", 1)[1]
+    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\n"
+    (tmp_path / "job.sh").write_text(head + edited + rest, encoding="utf-8")
+    for name in ("bin", ".venv/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "build_pairs.py").write_text(
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'build_pairs.py')!r}, run_name='__main__')\n"
+    )
+    for path in ("bin/srun", ".venv/bin/python"):
+        (tmp_path / path).chmod(0o755)
+    many(tmp_path)
+    options = ["--dev_fraction", "0.1", "--max_sentences_per_language", "150"]
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    for extra in (
+        {"SLURM_ARRAY_TASK_ID": "0"},
+        {"SLURM_ARRAY_TASK_ID": "1"},
+        {"MERGE": "1", "SLURM_ARRAY_TASK_ID": "0"},
+    ):
+        job = ["bash", tmp_path / "job.sh", *options]
+        subprocess.run(job, env=environment | {"SLURM_ARRAY_TASK_MAX": "1"} | extra, check=True, cwd=tmp_path)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    whole = content(build(folder, tmp_path / "x-en-it.tsv", *options)["folder"])
+    merged = content(tmp_path / "pairs")
+    for split in ("train", "dev"):
+        assert merged[f"{split}/data-00000-of-00001.arrow"] == whole[f"{split}/data-00000-of-00001.arrow"]
