@@ -32,7 +32,7 @@ import xxhash
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
+from cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
 from corpora import FORMATS, read_corpus
 from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
 from hash_order import HashOrder, hash_range, source_hash, starts_run
@@ -143,7 +143,7 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     """
     run = starts_run(pairs, "hash", "language")
     several = (~(run & run.shift(-1, fill_value=True))).arg_true()
-    dropped = pl.repeat(None, len(pairs), dtype=pl.String, eager=True)
+    dropped = pl.Series([None], dtype=REASON).new_from_index(0, len(pairs))
     # Only a source with several translations in a language can have one twice, or too many.
     few = pairs[several].select("hash", "language", "target", start=run.gather(several))
     reasons = (
@@ -152,11 +152,11 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     few = few.with_columns(dropped=first_reason(reasons))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
-    few = few.with_columns(pl.coalesce("dropped", pl.when(rank > max_translations).then(pl.lit("many_translations"))))
+    few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
     pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
-    return pairs.with_columns(pl.coalesce("dropped", pl.when(full).then(pl.lit("over_limit"))))
+    return pairs.with_columns(pl.coalesce("dropped", first_reason([("over_limit", full)])))
 
 
 def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:

@@ -30,6 +30,8 @@ LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is 
 # that pairs read back (from shards, say) stay as they are.
 MENDING = ("control_characters", "nfc", "white_space")
 FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "duplicate")
+# Why a pair may be dropped: a byte in a column of many rows, not a string.
+REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit"])
 
 
 def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:
@@ -83,8 +85,8 @@ def inspect(
 
 def first_reason(faults: Iterable[tuple[str, pl.Series | pl.Expr]]) -> pl.Expr:
     """The name of the first condition that holds, null where none does."""
-    named = [pl.when(applies).then(pl.lit(name)) for name, applies in faults]
-    return pl.coalesce(*named, pl.lit(None, pl.String))
+    named = [pl.when(applies).then(pl.lit(name, REASON)) for name, applies in faults]
+    return pl.coalesce(*named, pl.lit(None, REASON))
 
 
 def pair_faults(filters: Iterable[str], max_length_ratio: float) -> list[tuple[str, pl.Expr]]:
@@ -106,8 +108,11 @@ def _letter_faults(sentences: pl.Series, languages: pl.Series, filters: Iterable
     # search that finds nothing is slow, so each script is looked for in the sentences of its languages alone.
     unsettled = pl.repeat(True, len(sentences), eager=True)
     for pattern, tags in by_pattern.items():
-        at = languages.is_in(tags).arg_true()
-        unsettled.scatter(at, ~sentences.gather(at).str.contains(pattern).fill_null(False))
+        if len(by_pattern) == 1:
+            unsettled = ~sentences.str.contains(pattern).fill_null(False)
+        else:
+            at = languages.is_in(tags).arg_true()
+            unsettled.scatter(at, ~sentences.gather(at).str.contains(pattern).fill_null(False))
     at = unsettled.arg_true()
     has_letter = sentences.gather(at).str.contains(LETTER).fill_null(False)
     faults = {"no_letters": ~has_letter, "wrong_script": has_letter}
