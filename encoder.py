@@ -32,18 +32,26 @@ def tokenize(tokenizer, sentences: list[str], max_seq_length: int) -> list[list[
     )["input_ids"]
 
 
-def length_sorted_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut sequences into batches of at most `max_tokens` padded tokens (or one sequence), longest first.
+def length_sorted_batches(lengths: np.ndarray, max_tokens: int, batch_cost: int = 64) -> list[np.ndarray]:
+    """Cut sequences, longest first, into batches of at most `max_tokens` padded tokens (or one sequence).
 
-    Sorted by length, a batch holds little padding; longest first, memory runs out at once or never.
+    Of all cuts of the sorted sequences the one with the least sum of padded tokens, where each batch costs
+    `batch_cost` tokens more: by dynamic programming over the places where a batch may start. Longest first,
+    memory runs out at once or never.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + max(1, max_tokens // int(lengths[order[start]]))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+    cost, begin = np.full(len(order) + 1, np.inf), np.zeros(len(order) + 1, dtype=int)
+    cost[0] = 0
+    for start, length in enumerate(np.asarray(lengths)[order]):
+        sizes = np.arange(1, min(max(1, max_tokens // length), len(order) - start) + 1)
+        through = cost[start] + batch_cost + sizes * length
+        better = through < cost[start + sizes]
+        cost[start + sizes[better]], begin[start + sizes[better]] = through[better], start
+    batches, stop = [], len(order)
+    while stop > 0:
+        batches.append(order[begin[stop] : stop])
+        stop = begin[stop]
+    return batches[::-1]
 
 
 def pad(sequences: list, pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -14,22 +14,21 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-import xxhash
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, micro_batches, teacher_labels
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
-from encoder import SentenceEncoder, encode_on_all_ranks, length_sorted_batches, pad, tokenize
+from encoder import SentenceEncoder, encode_on_all_ranks
 from metrics import read_sts, sts_scores, translation_accuracy
 
 matplotlib.use("Agg")
@@ -45,10 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
+    data.add_argument("--label_dtype", choices=["float32", "float16"], default="float32", help="of labels on disk")
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
     training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
+    training.add_argument("--language_temperature", type=float, default=1.0, help="above 1 evens out the languages")
     training.add_argument("--max_tokens_per_batch", type=int, help="padded tokens a forward takes (CPU 512, GPU 16384)")
     training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
     training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
@@ -70,186 +71,44 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------------------------------- data: token ids, labels, steps
+# ---------------------------------------------------------------- loss, models, evaluation, checkpoints
 
 
-def fingerprint(*parts) -> str:
-    """A name for content: of byte buffers as they are, of anything else as its text."""
-    digest = xxhash.xxh3_64()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes | memoryview | np.ndarray) else repr(part).encode())
-    return digest.hexdigest()
+def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Each sentence's squared error (batch,), averaged over dimensions, times the number of pairs it stands for.
 
-
-def tokenizer_text(tokenizer) -> str:
-    """A tokenizer as JSON, without the truncation and padding that its last call left behind."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(content | {"truncation": None, "padding": None})
-
-
-def file_bytes(dataset) -> list[np.ndarray]:
-    """The Arrow files of a pairs split, memory-mapped, to fingerprint."""
-    return [np.memmap(file["filename"], mode="r") for file in dataset.cache_files]
-
-
-def build_on_all_ranks(
-    folder: Path,
-    rows: int,
-    compute: Callable[[int, int], dict[str, np.ndarray]],
-    accelerator: Accelerator,
-    description: str,
-    chunk: int = 2048,
-) -> None:
-    """Fill `folder` with the arrays that `compute(start, stop)` gives for chunks of rows, in order, as NAME.bin.
-
-    Every rank computes one contiguous share into files of its own, which rank 0 joins; the folder appears by
-    rename, so it is whole or absent, and a later run finds it.
+    vectors, labels: (batch, dimension); weights: (batch,). Summed over a step's micro-batches and divided by the
+    sum of the weights, two for each pair, it is equation 1 of the article, averaged over sentences and dimensions.
     """
-    if not folder.is_dir():
-        parts = folder.with_suffix(".tmp")
-        if accelerator.is_main_process:
-            shutil.rmtree(parts, ignore_errors=True)
-            parts.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        rank, world = accelerator.process_index, accelerator.num_processes
-        first, last = rows * rank // world, rows * (rank + 1) // world
-        bar = tqdm(total=last - first, desc=description, unit=" rows", disable=not accelerator.is_main_process)
-        for start in range(first, last, chunk):
-            stop = min(start + chunk, last)
-            for name, array in compute(start, stop).items():
-                with open(parts / f"{name}.{rank:05d}", "ab") as file:
-                    array.tofile(file)
-            bar.update(stop - start)
-        bar.close()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for part in sorted(parts.glob("*.[0-9]*")):
-                with open(part.with_suffix(".bin"), "ab") as whole, open(part, "rb") as file:
-                    shutil.copyfileobj(file, whole)
-                part.unlink()
-            parts.rename(folder)
-        accelerator.wait_for_everyone()
+    return weights * (vectors - labels).square().mean(1)
 
 
-class TokenizedPairs:
-    """A pairs split as token ids, memory-mapped: sentences in row order, each source before its translations."""
+def add_gradients(model, batches: list[MicroBatch], pairs: int, sums: Tensor, accelerator: Accelerator) -> Tensor:
+    """Add the gradients of a step's loss, micro-batch by micro-batch.
 
-    def __init__(self, dataset, tokenizer, max_seq_length: int, cache_dir: Path, accelerator: Accelerator):
-        table = dataset.with_format("arrow")
-
-        def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
-            rows = table[start:stop].to_pylist()
-            sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
-            ids = tokenize(tokenizer, sentences, max_seq_length)
-            return {
-                "ids": np.concatenate(ids).astype(np.int32),
-                "lengths": np.array([len(sentence) for sentence in ids], dtype=np.int32),
-                "targets": np.array([len(row["targets"]) for row in rows], dtype=np.int32),
-            }
-
-        self.fingerprint = fingerprint(*file_bytes(dataset), tokenizer_text(tokenizer), max_seq_length)
-        folder = cache_dir / f"tokens-{self.fingerprint}"
-        build_on_all_ranks(folder, len(dataset), token_ids, accelerator, "token ids")
-        self.lengths = np.fromfile(folder / "lengths.bin", dtype=np.int32)
-        self.ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
-        self.ends = np.cumsum(self.lengths, dtype=np.int64)
-        # A row's sentences stand together: its source first, then its targets.
-        targets = np.fromfile(folder / "targets.bin", dtype=np.int32)
-        row = np.repeat(np.arange(len(dataset)), targets + 1)
-        self.source_of_row = np.cumsum(targets + 1) - targets - 1
-        self.target_of_pair = np.delete(np.arange(len(row)), self.source_of_row)
-        self.row_of_pair = row[self.target_of_pair]
-
-    def __getitem__(self, sentence: int) -> np.ndarray:
-        """Token ids (length,) of a sentence."""
-        return self.ids[self.ends[sentence] - self.lengths[sentence] : self.ends[sentence]]
-
-
-def teacher_labels(teacher: SentenceEncoder, dataset, cache_dir: Path, accelerator: Accelerator) -> np.ndarray:
-    """The teacher's vector of every source sentence, (rows, dimension) float32, computed once and memory-mapped."""
-    weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
-    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length)
-    name = fingerprint(*file_bytes(dataset), *weights, tokenizer_text(teacher.tokenizer), settings)
-    folder = cache_dir / f"labels-{name}"
-
-    def labels(start: int, stop: int) -> dict[str, np.ndarray]:
-        return {"labels": teacher.encode(dataset[start:stop]["source"])}
-
-    build_on_all_ranks(folder, len(dataset), labels, accelerator, "teacher's labels")
-    return np.memmap(folder / "labels.bin", dtype=np.float32, mode="r", shape=(len(dataset), teacher.dimension))
-
-
-def epoch_order(row_of_pair: np.ndarray, translations_per_source: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch takes its pairs: a pure function of its arguments.
-
-    A row's pairs are dealt at random into groups of at most `translations_per_source`; groups are shuffled and
-    stay together, so that the source sentence is encoded once for its group.
+    Returns `sums` (2, 1 + languages), the weighted squared errors and the weights by language (0: the sources),
+    with those of the step added.
     """
-    random = np.random.default_rng((seed, epoch))
-    order = random.permutation(len(row_of_pair))
-    order = order[np.argsort(row_of_pair[order], kind="stable")]
-    rows = row_of_pair[order]
-    position_in_row = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    group = np.cumsum(position_in_row % translations_per_source == 0) - 1
-    return order[np.argsort(random.permutation(group[-1] + 1)[group], kind="stable")]
+    sums = sums.clone()
+    for batch in batches:
+        # Gradients are exchanged once a step, with its last micro-batch. DDP takes their mean over the ranks where
+        # the step's loss is their sum.
+        with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
+            errors = distillation_loss(model(**batch.inputs), batch.labels, batch.weights)
+            accelerator.backward(errors.sum() / (2 * pairs) * accelerator.num_processes)
+        sums.index_add_(1, batch.languages, torch.stack([errors.detach(), batch.weights]))
+    return sums
 
 
-class Steps:
-    """Which pairs form which optimizer step: a pure function of (seed, epoch, step), whatever the processes."""
-
-    def __init__(self, pairs: TokenizedPairs, batch_size: int, translations_per_source: int, seed: int):
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
-        self.translations_per_source = translations_per_source
-        self.per_epoch = -(-len(pairs.row_of_pair) // batch_size)
-        self.epoch, self.order = None, None
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """The sentences of a step, the label row and the weight of each, and the number of pairs.
-
-        A source sentence stands once for all of its pairs in the step, with their number as its weight.
-        """
-        epoch, step = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.order = epoch_order(self.pairs.row_of_pair, self.translations_per_source, self.seed, epoch)
-        pairs = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = self.pairs.row_of_pair[pairs]
-        source_rows, weights = np.unique(rows, return_counts=True)
-        sentences = np.concatenate([self.pairs.source_of_row[source_rows], self.pairs.target_of_pair[pairs]])
-        label_rows = np.concatenate([source_rows, rows])
-        return sentences, label_rows, np.concatenate([weights, np.ones(len(pairs))]), len(pairs)
-
-
-def micro_batches(sentences, label_rows, weights, pairs, labels, max_tokens, pad_token_id, accelerator) -> list[tuple]:
-    """This rank's part of a step as (input, labels, weights) of at most `max_tokens` padded tokens each.
-
-    Ranks are dealt sentences in order of length, so that they finish together. A rank that would get none takes
-    one with weight 0: it must take part in the exchange of gradients.
-    """
-    lengths = pairs.lengths[sentences]
-    mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
-    if len(mine) == 0:
-        mine, weights = np.zeros(1, dtype=int), np.zeros_like(weights)
-    return [
-        (
-            pad([pairs[sentence] for sentence in sentences[part]], pad_token_id, accelerator.device),
-            torch.from_numpy(labels[label_rows[part]]).to(accelerator.device, non_blocking=True),
-            torch.from_numpy(weights[part]).to(accelerator.device, torch.float32, non_blocking=True),
-        )
-        for part in (mine[batch] for batch in length_sorted_batches(lengths[mine], max_tokens))
-    ]
-
-
-def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor, pairs: int) -> Tensor:
-    """A micro-batch's share of the step's loss: the mean squared error over both sentences of every pair.
-
-    vectors, labels: (batch, dimension); weights: (batch,), the number of the step's pairs that a sentence is in.
-    Summed over a step's micro-batches it is equation 1 of the article, averaged over sentences and dimensions.
-    """
-    return (weights * (vectors - labels).square().mean(1)).sum() / (2 * pairs)
-
-
-# ---------------------------------------------------------------- models, evaluation, checkpoints
+def training_line(sums: list[list[float]], languages: list[str], seconds: float) -> dict:
+    """A line of metrics.jsonl from the sums of `add_gradients` over all ranks: loss, loss by language, speed."""
+    by_language = dict(zip(["source", *languages], zip(*sums, strict=True), strict=True))
+    errors, weights = (sum(values) for values in sums)
+    return {
+        "loss": errors / weights,
+        "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
+        "pairs_per_second": weights / 2 / seconds,
+    }
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
@@ -388,6 +247,8 @@ def main(args: argparse.Namespace) -> None:
     if precision == "fp16" and device == "cpu":
         say("fp16 needs a GPU: this run computes in fp32")
     max_tokens = args.max_tokens_per_batch or (512 if device == "cpu" else 16384)
+    # What a forward and backward cost beside their tokens, in tokens: a GPU is idle while kernels are launched.
+    batch_cost = 32 if device == "cpu" else 2048
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
 
     # Data: token ids once, labels once
@@ -400,12 +261,12 @@ def main(args: argparse.Namespace) -> None:
         teacher.normalize = False
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     teacher.to(accelerator.device)
-    labels = teacher_labels(teacher, dataset["train"], cache_dir, accelerator)
-    dev_labels = teacher_labels(teacher, dataset["dev"], cache_dir, accelerator)
+    labels = teacher_labels(teacher, dataset["train"], args.label_dtype, cache_dir, accelerator)
+    dev_labels = teacher_labels(teacher, dataset["dev"], args.label_dtype, cache_dir, accelerator)
     del teacher
 
     # Optimizer and schedule
-    steps = Steps(pairs, args.batch_size, args.translations_per_source, args.seed)
+    steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
     groups = parameter_groups(student, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
@@ -419,7 +280,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Resume
     state = {"step": 0, "best_score": -1.0, "best_step": 0}
-    state["order"] = fingerprint(pairs.fingerprint, args.seed, args.batch_size, args.translations_per_source)
+    state["order"] = steps.fingerprint
     if checkpoint is not None:
         saved = read_json(checkpoint / "trainer_state.json", {})
         if saved["order"] != state["order"]:
@@ -444,7 +305,15 @@ def main(args: argparse.Namespace) -> None:
             plot_curves(metrics.lines, output_dir / "curves.png")
         bar.write(f"step {state['step']}: dev score {scores['score']:.4f}", file=sys.stderr)
 
+    def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
+        pad_token_id = student.tokenizer.pad_token_id
+        return micro_batches(steps[step], pairs, labels, pad_token_id, batch_cost, accelerator, max_tokens)
+
+    def due(every: int) -> bool:
+        return state["step"] % every == 0 or state["step"] == total_steps
+
     # The loop
+    inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
     bar = tqdm(
         total=total_steps * args.batch_size,
         initial=state["step"] * args.batch_size,
@@ -456,39 +325,35 @@ def main(args: argparse.Namespace) -> None:
     if state["step"] == 0:
         evaluate_and_keep_best()
     model.train()
-    running_loss, running_pairs, since = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+    sums, since = torch.zeros(2, 1 + len(pairs.languages), device=accelerator.device), time.perf_counter()
     while state["step"] < total_steps:
-        *step, pair_count = steps[state["step"]]
-        batches = micro_batches(*step, pairs, labels, max_tokens, student.tokenizer.pad_token_id, accelerator)
-        for inputs, batch_labels, weights in batches:
-            # Gradients are exchanged once a step, with its last micro-batch. DDP takes their mean over the ranks
-            # where the step's loss is their sum.
-            with nullcontext() if inputs is batches[-1][0] else accelerator.no_sync(model):
-                loss = distillation_loss(model(**inputs), batch_labels, weights, pair_count)
-                accelerator.backward(loss * accelerator.num_processes)
-            running_loss += loss.detach()
+        pair_count = steps.pairs_in(state["step"])
+        batches = inputs[state["step"]]
+        try:
+            sums = add_gradients(model, batches, pair_count, sums, accelerator)
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad()
+            inputs.halve()
+            bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
+            continue
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
 
         state["step"] += 1
-        running_pairs += pair_count
         bar.update(pair_count)
-        if state["step"] % args.logging_steps == 0 or state["step"] == total_steps:
-            loss = accelerator.reduce(running_loss).item() / (state["step"] % args.logging_steps or args.logging_steps)
-            speed = running_pairs / (time.perf_counter() - since)
-            rate = schedule.get_last_lr()[0]
-            metrics.write({"step": state["step"], "loss": loss, "learning_rate": rate, "pairs_per_second": speed})
-            bar.set_postfix(loss=f"{loss:.2e}")
-            running_loss.zero_()
-            running_pairs, since = 0, time.perf_counter()
-        if state["step"] % args.eval_steps == 0 or state["step"] == total_steps:
+        if due(args.logging_steps):
+            line = training_line(accelerator.reduce(sums).tolist(), pairs.languages, time.perf_counter() - since)
+            metrics.write({"step": state["step"], "learning_rate": schedule.get_last_lr()[0]} | line)
+            bar.set_postfix(loss=f"{line['loss']:.2e}")
+            sums, since = torch.zeros_like(sums), time.perf_counter()
+        paused = time.perf_counter()
+        if due(args.eval_steps):
             evaluate_and_keep_best()
-            since = time.perf_counter()
-        if state["step"] % args.checkpointing_steps == 0 or state["step"] == total_steps:
+        if due(args.checkpointing_steps):
             save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
-            since = time.perf_counter()
+        since += time.perf_counter() - paused
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()

@@ -1,5 +1,6 @@
 """The encoder against sentence-transformers: same folders, same vectors."""
 
+import itertools
 import json
 
 import numpy as np
@@ -121,3 +122,16 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
 def test_a_model_that_is_not_there_is_refused(name):
     with pytest.raises(UserError, match=name):
         SentenceEncoder.from_pretrained(name)
+
+
+def test_batches_are_the_cheapest_cut_of_the_sorted_sequences():
+    """Against every cut of ten sequences: padded tokens and 5 for each batch, at most 24 in one."""
+    lengths = np.array([9, 3, 3, 8, 4, 4, 12, 5, 3, 9])
+    ordered = np.sort(lengths)[::-1]
+    cuts = [(0, *(i for i in range(1, 10) if mask >> i & 1), 10) for mask in range(0, 1 << 10, 2)]
+    pieces = [[ordered[a:b] for a, b in itertools.pairwise(cut)] for cut in cuts]
+    costs = [sum(5 + piece[0] * len(piece) for piece in cut) for cut in pieces if all(p[0] * len(p) <= 24 for p in cut)]
+    batches = length_sorted_batches(lengths, 24, batch_cost=5)
+    assert np.array_equal(lengths[np.concatenate(batches)], ordered)
+    assert sum(5 + lengths[batch].max() * len(batch) for batch in batches) == min(costs)
+    assert len(length_sorted_batches(np.full(100, 7), 1000)) == 1

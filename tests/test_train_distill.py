@@ -19,18 +19,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 
+from batching import Prefetched, Steps, TokenizedPairs, epoch_order, micro_batches, teacher_labels
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
-from train_distill import (
-    Steps,
-    TokenizedPairs,
-    build_parser,
-    distillation_loss,
-    epoch_order,
-    main,
-    micro_batches,
-    teacher_labels,
-)
+from train_distill import add_gradients, build_parser, distillation_loss, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -73,16 +65,14 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
     """One step of 24 pairs, cut into micro-batches of any size, against MSELoss over the same 24 pairs."""
     ours, tokens = tokenized.student.train(), tokenized.tokens
     teach = SentenceEncoder.from_pretrained(teacher)
-    labels = teacher_labels(teach, tokenized.dataset, tmp_path, tokenized.accelerator)
-    *step, n = Steps(tokens, 24, translations_per_source, seed=3)[1]
-    loss = 0.0
-    for inputs, batch_labels, weights in micro_batches(*step, tokens, labels, max_tokens, 0, tokenized.accelerator):
-        part = distillation_loss(ours(**inputs), batch_labels, weights, n)
-        part.backward()
-        loss += part.item()
+    labels = teacher_labels(teach, tokenized.dataset, "float32", tmp_path, tokenized.accelerator)
+    step = Steps(tokens, 24, translations_per_source, temperature=1.0, seed=3)[1]
+    batches = micro_batches(step, tokens, labels, 0, 32, tokenized.accelerator, max_tokens)
+    sums = add_gradients(ours, batches, 24, torch.zeros(2, 4), tokenized.accelerator)
+    loss = (sums[0].sum() / sums[1].sum()).item()
 
     peer = SentenceTransformer(student, device="cpu").train()
-    order = epoch_order(tokens.row_of_pair, translations_per_source, 3, 0)[24:48]
+    order = epoch_order(tokens, translations_per_source, 1.0, 3, 0)[24:48]
     flat = [(row["source"], target["sentence"]) for row in tokenized.dataset for target in row["targets"]]
     sources, targets = zip(*(flat[pair] for pair in order), strict=True)
     features = [peer.preprocess(list(side)) for side in (sources, targets)]
@@ -103,7 +93,8 @@ def test_loss_by_hand():
     vectors = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     labels = torch.tensor([[1.0, 0.0]]).expand(3, 2)
     # Squared errors, mean over the 2 dimensions: 1/2 (twice, for 2 pairs), 1/2, 0; over 4 sentences: 3/8.
-    assert distillation_loss(vectors, labels, torch.tensor([2.0, 1.0, 1.0]), 2).item() == pytest.approx(3 / 8)
+    weights = torch.tensor([2.0, 1.0, 1.0])
+    assert (distillation_loss(vectors, labels, weights).sum() / weights.sum()).item() == pytest.approx(3 / 8)
 
 
 def test_labels_are_the_teachers_vectors_before_normalize(pairs, teacher, student, tmp_path):
@@ -133,57 +124,143 @@ def test_labels_and_token_ids_are_found_by_a_second_run(pairs, teacher, student,
 
 def test_an_epoch_takes_every_pair_once_in_steps_of_batch_size(tokenized):
     tokens = tokenized.tokens
-    steps = Steps(tokens, 50, 2, seed=0)
+    steps = Steps(tokens, 50, 2, 1.0, seed=0)
+    sources = tokens.source_of_row(np.arange(len(tokenized.dataset)))
+    sentence, language_of = 0, {}
+    for row in tokenized.dataset:
+        language_of |= {sentence + 1 + i: target["language"] for i, target in enumerate(row["targets"])}
+        sentence += 1 + len(row["targets"])
+    assert tokens.languages == LANGUAGES
     taken = []
     for step in range(steps.per_epoch):
-        sentences, label_rows, weights, n = steps[step]
+        (sentences, label_rows, weights, languages), n = steps[step], steps.pairs_in(step)
         targets = sentences[len(sentences) - n :]
         taken += targets.tolist()
         assert n == 50 or step == steps.per_epoch - 1
         assert weights.sum() == 2 * n, "each pair counts its source and its target"
-        assert np.array_equal(label_rows[-n:], np.searchsorted(tokens.source_of_row, targets, side="right") - 1)
-        assert np.array_equal(tokens.source_of_row[label_rows[:-n]], sentences[:-n])
-    assert sorted(taken) == tokens.target_of_pair.tolist()
+        assert np.array_equal(label_rows[-n:], np.searchsorted(sources, targets, side="right") - 1)
+        assert np.array_equal(sources[label_rows[:-n]], sentences[:-n])
+        assert np.array_equal(languages[-n:], [LANGUAGES.index(language_of[target]) + 1 for target in targets])
+        assert not languages[:-n].any()
+    assert sorted(taken) == sorted(language_of)
     assert len(taken) == sum(len(row["targets"]) for row in tokenized.dataset)
 
 
+LANGUAGES = ["ar", "de", "it"]
+
+
 def test_steps_are_a_pure_function_of_seed_epoch_and_step(tokenized):
-    steps, again = Steps(tokenized.tokens, 32, 2, seed=5), Steps(tokenized.tokens, 32, 2, seed=5)
+    steps, again = (Steps(tokenized.tokens, 32, 2, 1.0, seed=5) for _ in range(2))
     late = steps.per_epoch + 2
     expected = steps[late][0]
     for step in range(late):
         again[step]
     assert np.array_equal(again[late][0], expected)
     assert not np.array_equal(steps[2][0], expected), "epochs differ"
-    assert not np.array_equal(Steps(tokenized.tokens, 32, 2, seed=6)[late][0], expected), "seeds differ"
+    assert not np.array_equal(Steps(tokenized.tokens, 32, 2, 1.0, seed=6)[late][0], expected), "seeds differ"
+
+
+def tables(folder, languages_of_rows: list[list[int]]) -> SimpleNamespace:
+    """The tables of TokenizedPairs for rows with translations into the languages given by number."""
+    counts = [len(languages) for languages in languages_of_rows]
+    return SimpleNamespace(
+        folder=folder,
+        languages=[str(number) for number in range(1 + max(map(max, languages_of_rows)))],
+        first_pair=np.cumsum([0, *counts]),
+        row_of_pair=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        language_of_pair=np.concatenate(languages_of_rows).astype(np.int32),
+    )
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_translations_of_a_source_come_in_groups(most):
-    rows = np.repeat(np.arange(40), 3)
-    order = epoch_order(rows, most, seed=0, epoch=0)
+@pytest.mark.parametrize("block", [7, 1000])
+def test_translations_of_a_source_come_in_groups(tmp_path, most, block):
+    pairs = tables(tmp_path, [[0, 1, 2]] * 40)
+    order = epoch_order(pairs, most, 1.0, seed=0, epoch=0, block=block)
     assert sorted(order) == list(range(120))
-    runs = np.diff(np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1)))
+    runs = np.diff(np.flatnonzero(np.diff(pairs.row_of_pair[order], prepend=-1, append=-1)))
     assert (runs == most).mean() > 0.4, "groups stay together"
     if most == 3:
         assert set(runs) == {3}
+    starts = order[np.flatnonzero(np.diff(pairs.row_of_pair[order], prepend=-1))]
+    assert set(starts % 3) == {0, 1, 2}, "any translation may come first"
+    assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def test_language_temperature_evens_out_the_languages(tmp_path):
+    """Language 0 has 900 pairs, 1 has 90, 2 has 10."""
+    pairs = tables(tmp_path, [[0, 1, 2]] * 10 + [[0, 1]] * 80 + [[0]] * 810)
+    languages = pairs.language_of_pair
+
+    def takes(temperature: float, epoch: int = 0) -> np.ndarray:
+        return np.bincount(epoch_order(pairs, 2, temperature, 0, epoch, block=64), minlength=1000)
+
+    def of_languages(times: np.ndarray) -> list[int]:
+        return np.bincount(languages, weights=times).astype(int).tolist()
+
+    assert of_languages(takes(1)) == [900, 90, 10]
+    # Square roots 30, 9.487, 3.162 of the counts, brought to 1000 pairs.
+    assert of_languages(takes(2)) == [703, 223, 74]
+    assert of_languages(takes(1e9)) == [333, 334, 333]
+    for language in range(3):
+        its = takes(2)[languages == language]
+        assert its.max() - its.min() <= 1, "a language's pairs are taken equally often"
+    seen = sum(takes(1e9, epoch) for epoch in range(30))
+    assert seen[languages == 0].min() >= 3, "in time all pairs have their turn: 30 epochs x 333 / 900 are 11 each"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 100])
 def test_ranks_share_a_step(tokenized, world):
     tokens = tokenized.tokens
     labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
-    *step, n = Steps(tokens, 16, 2, seed=0)[0]
-    shares = [
-        micro_batches(*step, tokens, labels, 64, 0, SimpleNamespace(process_index=r, num_processes=world, device="cpu"))
-        for r in range(world)
-    ]
+    step = Steps(tokens, 16, 2, 1.0, seed=0)[0]
+    device = torch.device("cpu")
+    ranks = [SimpleNamespace(process_index=rank, num_processes=world, device=device) for rank in range(world)]
+    shares = [micro_batches(step, tokens, labels, 0, 32, rank, 64) for rank in ranks]
     assert all(share for share in shares), "a rank without a sentence would leave the others waiting"
-    weight = sum(weights.sum().item() for share in shares for _, _, weights in share)
-    assert weight == 2 * n
-    tokens_of = [sum(int(inputs["attention_mask"].sum()) for inputs, *_ in share) for share in shares]
+    assert sum(batch.weights.sum().item() for share in shares for batch in share) == 2 * 16
+    tokens_of = [sum(int(batch.inputs["attention_mask"].sum()) for batch in share) for share in shares]
     if world <= 3:
-        assert max(tokens_of) - min(tokens_of) <= tokens.lengths.max()
+        assert max(tokens_of) - min(tokens_of) <= tokens.lengths(np.arange(len(tokens.offsets) - 1)).max()
+
+
+def test_the_next_step_is_made_while_this_one_is_computed():
+    made = []
+
+    def make(step: int, max_tokens: int) -> list:
+        made.append((step, max_tokens))
+        return [step, max_tokens]
+
+    inputs = Prefetched(make, last_step=5, max_tokens=64)
+    assert inputs[3] == [3, 64]
+    inputs.coming[4].result()
+    assert made == [(3, 64), (4, 64)], "before anyone asked for step 4"
+    inputs.halve()
+    assert [inputs[3], inputs[4], inputs[5]] == [[3, 32], [4, 32], [5, 32]]
+    assert not inputs.coming, "there is no step after the last"
+
+
+def test_out_of_memory_halves_the_forward_and_does_the_step_again(
+    pairs, teacher, student, tmp_path, capsys, monkeypatch
+):
+    """A device that holds 100 tokens, in a run that asks for 400."""
+    more = ["--max_train_steps", "4", "--logging_steps", "1", "--max_tokens_per_batch"]
+    whole = train(pairs, teacher, student, tmp_path / "whole", *more, "100")
+    forward, failures = SentenceEncoder.forward, []
+
+    def small_device(self, input_ids, attention_mask):
+        if self.training and input_ids.numel() > 100:
+            failures.append(input_ids.numel())
+            raise torch.OutOfMemoryError("simulated")
+        return forward(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(SentenceEncoder, "forward", small_device)
+    output = train(pairs, teacher, student, tmp_path / "run", *more, "400")
+    assert len(failures) == 2, "what a step met, later steps know"
+    assert "out of memory: from here on 100 tokens a forward" in capsys.readouterr().err
+    assert metrics(output, "loss") == metrics(whole, "loss")
+    one, two = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ---------------------------------------------------------------- the run
