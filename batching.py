@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from encoder import SentenceEncoder, length_sorted_batches, pad, tokenize
+from encoder import SentenceEncoder, encode_on_all_ranks, to_device, tokenize
 
 
 def fingerprint(*parts) -> str:
@@ -155,14 +155,18 @@ class TokenizedPairs:
         return pairs + self.row_of_pair[pairs] + 1
 
 
+def teacher_fingerprint(teacher: SentenceEncoder) -> str:
+    """A name for the vectors that a teacher gives: its weights, tokenizer and settings."""
+    weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
+    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length)
+    return fingerprint(*weights, tokenizer_text(teacher.tokenizer), settings)
+
+
 def teacher_labels(
     teacher: SentenceEncoder, dataset, dtype: str, cache_dir: Path, accelerator: Accelerator
 ) -> np.ndarray:
     """The teacher's vector of every source sentence, (rows, dimension) float32 or float16, computed once."""
-    weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
-    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length, dtype)
-    name = fingerprint(*file_bytes(dataset), *weights, tokenizer_text(teacher.tokenizer), settings)
-    folder = cache_dir / f"labels-{name}"
+    folder = cache_dir / f"labels-{fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), dtype)}"
 
     def labels(start: int, stop: int) -> dict[str, np.ndarray]:
         return {"labels": teacher.encode(dataset[start:stop]["source"]).astype(dtype)}
@@ -170,6 +174,31 @@ def teacher_labels(
     # The teacher sorts a chunk by length: in a big one its batches hold hardly any padding.
     build_on_all_ranks(folder, len(dataset), labels, accelerator, "teacher's labels", 4096)
     return mapped(folder / "labels.bin", dtype).reshape(len(dataset), teacher.dimension)
+
+
+def append_pca(
+    teacher: SentenceEncoder, dataset, width: int, cache_dir: Path, accelerator: Accelerator, sample: int = 20_000
+) -> None:
+    """Narrow a teacher's vectors to their first `width` principal components, by a layer at its end.
+
+    Fitted on the vectors of a sample of the sources, and kept beside the labels. The components are those of the
+    centred vectors but the layer does not centre, as in sentence-transformers: cosines depend on the origin.
+    """
+    path = cache_dir / f"pca-{fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), width, sample)}.npy"
+    if not path.exists():
+        rows = np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int)
+        vectors = encode_on_all_ranks(teacher, dataset[rows]["source"], accelerator, "sample for the PCA")
+        _, directions = np.linalg.eigh(np.cov(np.stack(list(vectors.values())).astype(np.float64), rowvar=False))
+        if accelerator.is_main_process:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp.npy")
+            # eigh sorts by rising variance
+            np.save(temporary, directions.T[::-1][:width].astype(np.float32))
+            temporary.rename(path)
+        accelerator.wait_for_everyone()
+    linear = torch.nn.Linear(teacher.dimension, width, bias=False)
+    linear.weight.data = torch.from_numpy(np.load(path)).to(accelerator.device)
+    teacher.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
 
 
 # ---------------------------------------------------------------- steps
@@ -276,49 +305,33 @@ class Steps:
 class MicroBatch(NamedTuple):
     """A part of a step on its device, as one forward takes it."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict  # as SentenceEncoder.inputs gives them
     labels: Tensor  # (batch, dimension) float32
     weights: Tensor  # (batch,) float32
     languages: Tensor  # (batch,) int64
 
 
 def micro_batches(
-    step: Step,
-    pairs: TokenizedPairs,
-    labels: np.ndarray,
-    pad_token_id: int,
-    batch_cost: int,
-    accelerator: Accelerator,
-    max_tokens: int,
+    step: Step, pairs: TokenizedPairs, labels: np.ndarray, student: SentenceEncoder, accelerator, max_tokens: int
 ) -> list[MicroBatch]:
-    """This rank's part of a step, cut into pieces of at most `max_tokens` padded tokens.
+    """This rank's part of a step, cut into pieces of at most `max_tokens` tokens with padding.
 
     Ranks are dealt sentences in order of length, so that they finish together. A rank that would get none takes
     one with weight 0: it must take part in the exchange of gradients.
     """
-
-    def to_device(tensor: Tensor) -> Tensor:
-        # Only from pinned memory is a copy to a GPU one that nobody waits for.
-        return (tensor.pin_memory() if accelerator.device.type == "cuda" else tensor).to(
-            accelerator.device, non_blocking=True
-        )
-
     lengths = pairs.lengths(step.sentences)
     mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
     if len(mine) == 0:
         mine, step = np.zeros(1, dtype=int), step._replace(weights=np.zeros_like(step.weights))
     batches = []
-    for cut in length_sorted_batches(lengths[mine], max_tokens, batch_cost):
-        part = mine[cut]
-        inputs = pad([pairs[sentence] for sentence in step.sentences[part]], pad_token_id)
-        batches.append(
-            MicroBatch(
-                {name: to_device(tensor) for name, tensor in inputs.items()},
-                to_device(torch.from_numpy(labels[step.label_rows[part]]).float()),
-                to_device(torch.from_numpy(step.weights[part]).float()),
-                to_device(torch.from_numpy(step.languages[part]).long()),
-            )
-        )
+    for part in (mine[cut] for cut in student.cut(lengths[mine], max_tokens)):
+        tensors = {
+            "labels": torch.from_numpy(labels[step.label_rows[part]]).float(),
+            "weights": torch.from_numpy(step.weights[part]).float(),
+            "languages": torch.from_numpy(step.languages[part]).long(),
+        }
+        inputs = student.inputs([pairs[sentence] for sentence in step.sentences[part]])
+        batches.append(MicroBatch(to_device(inputs, accelerator.device), **to_device(tensors, accelerator.device)))
     return batches
 
 

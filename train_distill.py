@@ -26,13 +26,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, micro_batches, teacher_labels
+from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
 from encoder import SentenceEncoder, encode_on_all_ranks
 from metrics import read_sts, sts_scores, translation_accuracy
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,13 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
-    data.add_argument("--label_dtype", choices=["float32", "float16"], default="float32", help="of labels on disk")
+    widths = data.add_mutually_exclusive_group()
+    widths.add_argument("--label_pca", action="store_true", help="narrow the labels to the student's width by PCA")
+    widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
+    data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
     training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
     training.add_argument("--language_temperature", type=float, default=1.0, help="above 1 evens out the languages")
-    training.add_argument("--max_tokens_per_batch", type=int, help="padded tokens a forward takes (CPU 512, GPU 16384)")
+    training.add_argument("--max_tokens_per_batch", type=int, help="tokens a forward takes (CPU 2048, GPU 16384)")
     training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
     training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
@@ -112,13 +117,21 @@ def training_line(sums: list[list[float]], languages: list[str], seconds: float)
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
-    """Teacher and student; UserError unless their vectors have the same width."""
+    """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
     teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
     student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length)
-    if teacher.dimension != student.dimension:
+    if args.projection:
+        linear = torch.nn.Linear(student.dimension, teacher.dimension)
+        student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+    widths = (
+        f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
+        f"{args.student_model_name_or_path} of {student.dimension}"
+    )
+    if args.label_pca and teacher.dimension <= student.dimension:
+        raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
+    if not args.label_pca and teacher.dimension != student.dimension:
         raise UserError(
-            f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
-            f"{args.student_model_name_or_path} of {student.dimension}: choose models of equal width"
+            f"{widths}: choose models of equal width, or add --projection, or --label_pca for a wider teacher"
         )
     return teacher, student
 
@@ -246,9 +259,7 @@ def main(args: argparse.Namespace) -> None:
     say(f"{processes} process(es) on {device}, mixed precision: {precision}")
     if precision == "fp16" and device == "cpu":
         say("fp16 needs a GPU: this run computes in fp32")
-    max_tokens = args.max_tokens_per_batch or (512 if device == "cpu" else 16384)
-    # What a forward and backward cost beside their tokens, in tokens: a GPU is idle while kernels are launched.
-    batch_cost = 32 if device == "cpu" else 2048
+    max_tokens = args.max_tokens_per_batch or (2048 if device == "cpu" else 16384)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
 
     # Data: token ids once, labels once
@@ -261,8 +272,10 @@ def main(args: argparse.Namespace) -> None:
         teacher.normalize = False
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     teacher.to(accelerator.device)
-    labels = teacher_labels(teacher, dataset["train"], args.label_dtype, cache_dir, accelerator)
-    dev_labels = teacher_labels(teacher, dataset["dev"], args.label_dtype, cache_dir, accelerator)
+    if args.label_pca:
+        append_pca(teacher, dataset["train"], student.dimension, cache_dir, accelerator)
+    labels = teacher_labels(teacher, dataset["train"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
+    dev_labels = teacher_labels(teacher, dataset["dev"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
     del teacher
 
     # Optimizer and schedule
@@ -306,8 +319,7 @@ def main(args: argparse.Namespace) -> None:
         bar.write(f"step {state['step']}: dev score {scores['score']:.4f}", file=sys.stderr)
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
-        pad_token_id = student.tokenizer.pad_token_id
-        return micro_batches(steps[step], pairs, labels, pad_token_id, batch_cost, accelerator, max_tokens)
+        return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
 
     def due(every: int) -> bool:
         return state["step"] % every == 0 or state["step"] == total_steps

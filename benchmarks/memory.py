@@ -51,8 +51,9 @@ def prepare(folder: Path, rows: int) -> None:
     model = SentenceEncoder(transformer, tokenizer, "mean", nn.Sequential(), False, 128)
     model.save(folder / "model")
     sources = [f"source {row}" for row in range(rows)]
-    languages, sentences = np.tile(["de", "it"], rows), np.repeat(sources, 2)
-    structs = pa.StructArray.from_arrays([pa.array(languages), pa.array(sentences)], ["language", "sentence"])
+    languages = pa.array(["de", "it"]).take(pa.array(np.tile([0, 1], rows)))
+    sentences = pa.array(sources).take(pa.array(np.repeat(np.arange(rows), 2)))
+    structs = pa.StructArray.from_arrays([languages, sentences], ["language", "sentence"])
     targets = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * 2), structs)
     train = datasets.Dataset(pa.table({"source": sources, "targets": targets}))
     dev = train.select(range(100)).flatten_indices()
@@ -94,6 +95,7 @@ def measure(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs=2, default=[100_000, 2_000_000], help="label rows of the two corpora")
+    parser.add_argument("--work_dir", help="folder for 2 GB of temporary files")
     parser.add_argument("--worker", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -102,7 +104,7 @@ def main() -> None:
         return
     peaks = []
     for rows in args.rows:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
             for stage in ("prepare", "measure"):
                 command = [sys.executable, __file__, "--rows", str(rows), str(rows), "--worker", stage, folder]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

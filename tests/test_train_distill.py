@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 
-from batching import Prefetched, Steps, TokenizedPairs, epoch_order, micro_batches, teacher_labels
+from batching import Prefetched, Steps, TokenizedPairs, build_on_all_ranks, epoch_order, micro_batches, teacher_labels
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
 from train_distill import add_gradients, build_parser, distillation_loss, main
@@ -67,7 +67,7 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
     teach = SentenceEncoder.from_pretrained(teacher)
     labels = teacher_labels(teach, tokenized.dataset, "float32", tmp_path, tokenized.accelerator)
     step = Steps(tokens, 24, translations_per_source, temperature=1.0, seed=3)[1]
-    batches = micro_batches(step, tokens, labels, 0, 32, tokenized.accelerator, max_tokens)
+    batches = micro_batches(step, tokens, labels, ours, tokenized.accelerator, max_tokens)
     sums = add_gradients(ours, batches, 24, torch.zeros(2, 4), tokenized.accelerator)
     loss = (sums[0].sum() / sums[1].sum()).item()
 
@@ -117,6 +117,93 @@ def test_labels_and_token_ids_are_found_by_a_second_run(pairs, teacher, student,
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")} == before
     train(pairs, saved(tiny_encoder(seed=9), tmp_path / "other"), student, tmp_path / "third", *cache)
     assert len(list((tmp_path / "cache").glob("labels-*"))) == 4, "another teacher has labels of its own"
+
+
+def test_labels_in_half_precision(tokenized, teacher, tmp_path):
+    encoder = SentenceEncoder.from_pretrained(teacher)
+    one, two = (
+        teacher_labels(encoder, tokenized.dataset, dtype, tmp_path, tokenized.accelerator)
+        for dtype in ("float32", "float16")
+    )
+    assert (one.dtype, two.dtype, two.nbytes) == (np.float32, np.float16, one.nbytes // 2)
+    np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from accelerate import Accelerator
+from batching import build_on_all_ranks
+
+def compute(start, stop):
+    time.sleep(0.1)
+    return {"numbers": np.arange(start, stop), "sums": np.ones(stop - start)}
+
+build_on_all_ranks(Path(sys.argv[1]), 50, compute, Accelerator(cpu=True), "numbers", 4, ("sums",))
+"""
+
+
+def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path):
+    folder = tmp_path / "labels-1"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("labels-1.parts/0*[0-9].npz"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {int(path.stem) for path in tmp_path.glob("labels-1.parts/0*[0-9].npz")}
+    assert not folder.exists() and 3 <= len(kept) < 13
+    computed = set()
+
+    def compute(start: int, stop: int) -> dict:
+        computed.add(start)
+        return {"numbers": np.arange(start, stop), "sums": np.ones(stop - start)}
+
+    build_on_all_ranks(folder, 50, compute, Accelerator(cpu=True), "numbers", 4, ("sums",))
+    assert computed == set(range(0, 50, 4)) - kept
+    assert np.fromfile(folder / "numbers.bin", int).tolist() == list(range(50))
+    assert np.fromfile(folder / "sums.bin", int).tolist() == list(range(1, 51))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels-1"]
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(tmp_path_factory) -> str:
+    return saved(tiny_encoder(width=48, seed=5), tmp_path_factory.mktemp("wide") / "teacher")
+
+
+def test_label_pca_equals_numpys(pairs, wide_teacher, student, tmp_path):
+    """A wider teacher's labels are its vectors in the directions of most variance, found by SVD here."""
+    cache = tmp_path / "cache"
+    train(
+        pairs,
+        wide_teacher,
+        student,
+        tmp_path / "run",
+        "--max_train_steps",
+        "2",
+        "--label_pca",
+        "--cache_dir",
+        str(cache),
+    )
+    vectors = SentenceTransformer(wide_teacher, device="cpu").encode(load_pairs(pairs)["train"]["source"][:])
+    directions = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)[2][:32]
+    expected = vectors @ directions.T
+    found = [np.fromfile(path / "labels.bin", np.float32) for path in cache.glob("labels-*")]
+    labels = next(array for array in found if array.size == expected.size).reshape(expected.shape)
+    signs = np.sign((labels * expected).sum(0))
+    np.testing.assert_allclose(labels, signs * expected, atol=1e-4)
+    assert len(list(cache.glob("pca-*.npy"))) == 1
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_a_trained_projection_is_exported(pairs, student, tmp_path, width):
+    teacher = saved(tiny_encoder(width=width, seed=5), tmp_path / "teacher")
+    output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "20", "--projection")
+    losses = metrics(output, "loss")
+    assert losses[-1] < losses[0]
+    peer = SentenceTransformer(str(output / "student"), device="cpu")
+    assert peer.encode(["I love plants."]).shape == (1, width)
 
 
 # ---------------------------------------------------------------- the steps
@@ -216,10 +303,10 @@ def test_ranks_share_a_step(tokenized, world):
     step = Steps(tokens, 16, 2, 1.0, seed=0)[0]
     device = torch.device("cpu")
     ranks = [SimpleNamespace(process_index=rank, num_processes=world, device=device) for rank in range(world)]
-    shares = [micro_batches(step, tokens, labels, 0, 32, rank, 64) for rank in ranks]
+    shares = [micro_batches(step, tokens, labels, tokenized.student, rank, 64) for rank in ranks]
     assert all(share for share in shares), "a rank without a sentence would leave the others waiting"
     assert sum(batch.weights.sum().item() for share in shares for batch in share) == 2 * 16
-    tokens_of = [sum(int(batch.inputs["attention_mask"].sum()) for batch in share) for share in shares]
+    tokens_of = [sum(batch.inputs["input_ids"].numel() for batch in share) for share in shares]
     if world <= 3:
         assert max(tokens_of) - min(tokens_of) <= tokens.lengths(np.arange(len(tokens.offsets) - 1)).max()
 
@@ -248,11 +335,11 @@ def test_out_of_memory_halves_the_forward_and_does_the_step_again(
     whole = train(pairs, teacher, student, tmp_path / "whole", *more, "100")
     forward, failures = SentenceEncoder.forward, []
 
-    def small_device(self, input_ids, attention_mask):
+    def small_device(self, input_ids, **more):
         if self.training and input_ids.numel() > 100:
             failures.append(input_ids.numel())
             raise torch.OutOfMemoryError("simulated")
-        return forward(self, input_ids, attention_mask)
+        return forward(self, input_ids, **more)
 
     monkeypatch.setattr(SentenceEncoder, "forward", small_device)
     output = train(pairs, teacher, student, tmp_path / "run", *more, "400")
@@ -353,7 +440,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp
         ({"pairs_dir": "{tmp}/nowhere"}, "nowhere is no folder of build_pairs.py"),
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
-        ({"student_model_name_or_path": "{tmp}/wide"}, "gives vectors of 32 dimensions and"),
+        ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
+        ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no trainer_state.json"),
@@ -364,7 +452,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     saved(tiny_encoder(width=48), tmp_path / "wide")
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
-    args |= {name: value.replace("{tmp}", str(tmp_path)) for name, value in change.items()}
+    args |= {name: str(value).replace("{tmp}", str(tmp_path)) for name, value in change.items()}
     with pytest.raises(SystemExit) as end:
         run(main, argparse.Namespace(**args))
     assert end.value.code == 2
