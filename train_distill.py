@@ -11,6 +11,7 @@ error of the student's vectors of both sentences to it. `run/student/` is a sent
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -34,6 +35,13 @@ from metrics import read_sts, sts_scores, translation_accuracy
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+OPTIMIZERS = {
+    "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),
+    "nadam": lambda groups, lr, eps: torch.optim.NAdam(groups, lr=lr, eps=eps, decoupled_weight_decay=True),
+    "radam": lambda groups, lr, eps: torch.optim.RAdam(groups, lr=lr, eps=eps, decoupled_weight_decay=True),
+    "adafactor": lambda groups, lr, eps: torch.optim.Adafactor(groups, lr=lr),
+    "sgd": lambda groups, lr, eps: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+}
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -60,11 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=float, default=0.1, help="share of steps with rising learning rate")
-    training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of AdamW")
-    training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW, not on biases and norms")
+    training.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="as torch has them")
+    training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of adamw, nadam and radam")
+    training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
     training.add_argument("--dropout", type=float, help="rate while training (if not given: the student's own)")
     training.add_argument("--seed", type=int, default=42, help="decides the order of the pairs and dropout")
+    memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
+    memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
+    memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
+    memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
+    memory.add_argument("--freeze_layers", type=int, default=0, help="first layers that the student keeps as they are")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
     watching.add_argument("--eval_steps", type=int, default=500, help="steps between dev evaluations")
@@ -134,6 +148,18 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
             f"{widths}: choose models of equal width, or add --projection, or --label_pca for a wider teacher"
         )
     return teacher, student
+
+
+def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
+    """Exclude the token embeddings or the first layers from training; UserError when there are fewer."""
+    for name, parameter in student.transformer.named_parameters():
+        layer = re.search(r"\blayers?\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) < layers:
+            parameter.requires_grad_(False)
+    if layers > student.transformer.config.num_hidden_layers:
+        raise UserError(f"--freeze_layers {layers}: the student has {student.transformer.config.num_hidden_layers}")
+    if embeddings:
+        student.transformer.get_input_embeddings().requires_grad_(False)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -252,6 +278,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
     set_seed(args.seed, device_specific=True)
+    torch.set_float32_matmul_precision("high" if args.allow_tf32 else "highest")
     output_dir = Path(args.output_dir)
     cache_dir = Path(args.cache_dir or Path(args.pairs_dir) / "cache")
     say = accelerator.print
@@ -281,8 +308,11 @@ def main(args: argparse.Namespace) -> None:
     # Optimizer and schedule
     steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
+    freeze(student, args.freeze_embeddings, args.freeze_layers)
+    if args.gradient_checkpointing:
+        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     groups = parameter_groups(student, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
+    optimizer = OPTIMIZERS[args.optimizer](groups, args.learning_rate, args.adam_epsilon)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
     if args.dropout is not None:
         for module in student.modules():

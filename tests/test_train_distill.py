@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -22,7 +23,7 @@ from sentence_transformers.losses import MSELoss
 from batching import Prefetched, Steps, TokenizedPairs, build_on_all_ranks, epoch_order, micro_batches, teacher_labels
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
-from train_distill import add_gradients, build_parser, distillation_loss, main
+from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -378,6 +379,54 @@ def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_p
     assert state["best_score"] == max(scores[1:])
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns(pairs, teacher, student, tmp_path, optimizer):
+    rate = {"sgd": "0.1"}.get(optimizer, "1e-3")
+    more = ["--max_train_steps", "20", "--optimizer", optimizer, "--learning_rate", rate, "--logging_steps", "1"]
+    losses = metrics(train(pairs, teacher, student, tmp_path / "run", *more), "loss")
+    assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
+
+
+def test_frozen_parts_stay_and_the_others_learn(pairs, teacher, student, tmp_path):
+    more = ["--max_train_steps", "3", "--freeze_embeddings", "--freeze_layers", "1"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (student, output / "student"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {name for name in before if "word_embeddings" in name or "layer.0." in name}
+    assert same == frozen | {name for name in before if name.startswith("pooler")}
+
+
+def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp_path):
+    more = ["--max_train_steps", "5", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    output = train(pairs, teacher, student, tmp_path / "run", *more, "--gradient_checkpointing")
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
+
+
+def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch, capsys):
+    more = ["--max_train_steps", "10", "--logging_steps", "1", "--allow_tf32"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    assert torch.get_float32_matmul_precision() == "high"
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    assert "mixed precision: bf16" in capsys.readouterr().out
+    assert metrics(output, "loss") != metrics(plain, "loss"), "it computed in half precision"
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
+    weights = load_file(output / "student/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 with loss scaling needs a GPU")
+def test_fp16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch):
+    more = ["--max_train_steps", "10", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
+
+
 def metrics_pairs(pairs) -> list:
     return [target for row in load_pairs(pairs)["train"] for target in row["targets"]]
 
@@ -441,6 +490,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
         ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
+        ({"freeze_layers": 3}, "--freeze_layers 3: the student has 2"),
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
@@ -452,7 +502,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     saved(tiny_encoder(width=48), tmp_path / "wide")
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
-    args |= {name: str(value).replace("{tmp}", str(tmp_path)) for name, value in change.items()}
+    args |= {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in change.items()}
     with pytest.raises(SystemExit) as end:
         run(main, argparse.Namespace(**args))
     assert end.value.code == 2
