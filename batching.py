@@ -309,6 +309,7 @@ class MicroBatch(NamedTuple):
     labels: Tensor  # (batch, dimension) float32
     weights: Tensor  # (batch,) float32
     languages: Tensor  # (batch,) int64
+    tokens: int  # without padding
 
 
 def micro_batches(
@@ -331,7 +332,13 @@ def micro_batches(
             "languages": torch.from_numpy(step.languages[part]).long(),
         }
         inputs = student.inputs([pairs[sentence] for sentence in step.sentences[part]])
-        batches.append(MicroBatch(to_device(inputs, accelerator.device), **to_device(tensors, accelerator.device)))
+        batches.append(
+            MicroBatch(
+                to_device(inputs, accelerator.device),
+                **to_device(tensors, accelerator.device),
+                tokens=int(lengths[part].sum()),
+            )
+        )
     return batches
 
 

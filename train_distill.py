@@ -9,7 +9,8 @@ error of the student's vectors of both sentences to it. `run/student/` is a sent
 """
 
 import argparse
-import json
+import importlib.util
+import math
 import os
 import re
 import shutil
@@ -18,8 +19,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -29,11 +28,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
-from encoder import SentenceEncoder, encode_on_all_ranks
-from metrics import read_sts, sts_scores, translation_accuracy
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from encoder import SentenceEncoder
+from metrics import read_sts
+from watching import Meter, Metrics, evaluate, plot_curves, training_line
 
 OPTIMIZERS = {
     "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),
@@ -42,6 +39,8 @@ OPTIMIZERS = {
     "adafactor": lambda groups, lr, eps: torch.optim.Adafactor(groups, lr=lr),
     "sgd": lambda groups, lr, eps: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
 }
+BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
+TRACKERS = ["tensorboard", "trackio", "wandb"]
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -81,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     memory.add_argument("--freeze_layers", type=int, default=0, help="first layers that the student keeps as they are")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
+    watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
+    watching.add_argument("--early_stopping_patience", type=int, help="evaluations without a better score, then stop")
+    watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
     watching.add_argument("--eval_steps", type=int, default=500, help="steps between dev evaluations")
     watching.add_argument("--logging_steps", type=int, default=10, help="steps between lines of metrics.jsonl")
     watching.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
@@ -117,17 +119,6 @@ def add_gradients(model, batches: list[MicroBatch], pairs: int, sums: Tensor, ac
             accelerator.backward(errors.sum() / (2 * pairs) * accelerator.num_processes)
         sums.index_add_(1, batch.languages, torch.stack([errors.detach(), batch.weights]))
     return sums
-
-
-def training_line(sums: list[list[float]], languages: list[str], seconds: float) -> dict:
-    """A line of metrics.jsonl from the sums of `add_gradients` over all ranks: loss, loss by language, speed."""
-    by_language = dict(zip(["source", *languages], zip(*sums, strict=True), strict=True))
-    errors, weights = (sum(values) for values in sums)
-    return {
-        "loss": errors / weights,
-        "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
-        "pairs_per_second": weights / 2 / seconds,
-    }
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
@@ -171,68 +162,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
-    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the `score` that chooses."""
-    pairs = {}
-    for row, (source, targets) in enumerate(zip(dev["source"], dev["targets"], strict=True)):
-        for target in targets:
-            pairs.setdefault(target["language"], []).append((row, source, target["sentence"]))
-    sentences = {sentence for listed in pairs.values() for _, *both in listed for sentence in both}
-    if sts is not None:
-        sentences.update(sentence for columns in sts[0].values() for column in columns for sentence in column)
-    vector = encode_on_all_ranks(student, sentences, accelerator)
-    result = {"bitext": {}}
-    for language, listed in sorted(pairs.items()):
-        rows, sources, targets = zip(*listed, strict=True)
-        source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-        # As sentence-transformers' MSEEvaluator: times 100, negated, so that higher is better.
-        negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
-        result["bitext"][language] = translation_accuracy(source, target) | {"negative_mse": negative_mse}
-    result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
-    result["score"] = result["mean_accuracy"]
-    if sts is not None:
-        result["sts"] = {name: scores["spearman_cosine"] for name, scores in sts_scores(*sts, vector).items()}
-        result["score"] = float(np.mean(list(result["sts"].values())))
-    return result
-
-
-def plot_curves(metrics: list[dict], path: Path) -> None:
-    """Loss and dev score over steps, as PNG."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    steps = [line for line in metrics if "loss" in line]
-    left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
-    left.set(title="Training loss (MSE)", xlabel="step", ylim=(0, None))
-    evaluations = [line for line in metrics if "score" in line]
-    at = [line["step"] for line in evaluations]
-    for name in evaluations[-1].get("sts", {}):
-        right.plot(at, [line["sts"][name] for line in evaluations], marker="o", label=f"STS {name}")
-    accuracy = [line["mean_accuracy"] for line in evaluations]
-    right.plot(at, accuracy, "k--", marker="o", label="translation accuracy")
-    right.set(title="Dev scores", xlabel="step", ylim=(min(0, *right.get_ylim()), 1))
-    figure.legend(loc="outside right center", fontsize="small")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-class MetricsFile:
-    """metrics.jsonl, one line per logging step or evaluation; on resume cut back to the checkpoint's step."""
-
-    def __init__(self, path: Path, step: int, enabled: bool):
-        self.path, self.enabled, self.lines = path, enabled, []
-        if enabled and step > 0:
-            self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= step]
-        if enabled:
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def write(self, line: dict) -> None:
-        if self.enabled:
-            self.lines.append(line)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
 def checkpoints(output_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
@@ -274,7 +203,9 @@ def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
 
 def main(args: argparse.Namespace) -> None:
     # Accelerator and logging
-    accelerator = Accelerator()
+    if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
+        raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
+    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir)
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
     set_seed(args.seed, device_specific=True)
@@ -287,6 +218,9 @@ def main(args: argparse.Namespace) -> None:
     if precision == "fp16" and device == "cpu":
         say("fp16 needs a GPU: this run computes in fp32")
     max_tokens = args.max_tokens_per_batch or (2048 if device == "cpu" else 16384)
+    best_metric = args.metric_for_best_model or ("spearman_cosine" if args.sts_dev else "mean_accuracy")
+    if best_metric == "spearman_cosine" and not args.sts_dev:
+        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
 
     # Data: token ids once, labels once
@@ -322,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator.register_for_checkpointing(schedule)
 
     # Resume
-    state = {"step": 0, "best_score": -1.0, "best_step": 0}
+    state = {"step": 0, "best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
     state["order"] = steps.fingerprint
     if checkpoint is not None:
         saved = read_json(checkpoint / "trainer_state.json", {})
@@ -334,25 +268,31 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args))
-    metrics = MetricsFile(output_dir / "metrics.jsonl", state["step"], accelerator.is_main_process)
+    metrics = Metrics(output_dir / "metrics.jsonl", state["step"], accelerator)
+    accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
 
     def evaluate_and_keep_best() -> None:
         scores = evaluate(student, dataset["dev"], dev_labels, sts, accelerator)
         metrics.write({"step": state["step"]} | scores)
-        if state["step"] > 0 and scores["score"] > state["best_score"]:
-            state.update(best_score=scores["score"], best_step=state["step"])
+        score = scores[best_metric]
+        state["evaluations_since_best"] += state["step"] > 0
+        if state["step"] > 0 and score > state["best_score"]:
+            state.update(best_score=score, best_step=state["step"], evaluations_since_best=0)
             if accelerator.is_main_process:
                 with replaced_folder(output_dir / "student", args) as folder:
                     student.save(folder)
         if accelerator.is_main_process:
             plot_curves(metrics.lines, output_dir / "curves.png")
-        bar.write(f"step {state['step']}: dev score {scores['score']:.4f}", file=sys.stderr)
+        bar.write(f"step {state['step']}: dev {best_metric} {score:.4f}", file=sys.stderr)
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
         return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
 
+    def done() -> bool:
+        return state["step"] == total_steps or state["evaluations_since_best"] >= patience
+
     def due(every: int) -> bool:
-        return state["step"] % every == 0 or state["step"] == total_steps
+        return state["step"] % every == 0 or done()
 
     # The loop
     inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
@@ -364,11 +304,13 @@ def main(args: argparse.Namespace) -> None:
         disable=not accelerator.is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
+    patience = args.early_stopping_patience or math.inf
     if state["step"] == 0:
         evaluate_and_keep_best()
     model.train()
+    meter = Meter()
     sums, since = torch.zeros(2, 1 + len(pairs.languages), device=accelerator.device), time.perf_counter()
-    while state["step"] < total_steps:
+    while not done():
         pair_count = steps.pairs_in(state["step"])
         batches = inputs[state["step"]]
         try:
@@ -385,10 +327,13 @@ def main(args: argparse.Namespace) -> None:
 
         state["step"] += 1
         bar.update(pair_count)
+        meter.add(batches, pair_count)
         if due(args.logging_steps):
-            line = training_line(accelerator.reduce(sums).tolist(), pairs.languages, time.perf_counter() - since)
+            seconds = time.perf_counter() - since
+            line = training_line(accelerator.reduce(sums).tolist(), pairs.languages, seconds)
             metrics.write({"step": state["step"], "learning_rate": schedule.get_last_lr()[0]} | line)
             bar.set_postfix(loss=f"{line['loss']:.2e}")
+            meter.seconds += seconds
             sums, since = torch.zeros_like(sums), time.perf_counter()
         paused = time.perf_counter()
         if due(args.eval_steps):
@@ -399,7 +344,9 @@ def main(args: argparse.Namespace) -> None:
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()
-    say(f"{output_dir / 'student'}: step {state['best_step']}, dev score {state['best_score']:.4f}")
+    if meter.pairs > 0:
+        say(meter.summary(student, accelerator))
+    say(f"{output_dir / 'student'}: step {state['best_step']}, dev {best_metric} {state['best_score']:.4f}")
     accelerator.end_training()
 
 

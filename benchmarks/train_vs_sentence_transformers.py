@@ -130,7 +130,7 @@ class Clock:
 
 
 def chosen(scores: dict) -> dict:
-    return {"accuracy": scores["mean_accuracy"], "sts": scores.get("score", 0.0)}
+    return {"accuracy": scores["mean_accuracy"], "sts": scores.get("spearman_cosine", 0.0)}
 
 
 # ---------------------------------------------------------------- the two
@@ -156,7 +156,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
     return clock
 
 
-EMPTY = {"mean_accuracy": 0.0, "score": 0.0}
+EMPTY = {"mean_accuracy": 0.0, "spearman_cosine": 0.0}
 
 
 def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:

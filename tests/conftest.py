@@ -91,13 +91,13 @@ def fresh_accelerator():
     PartialState._reset_state()
 
 
-def script(name: str, *arguments: str, processes: int = 0, **settings) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: str, processes: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script as users do: by python, or through `accelerate launch` on 1 or 2 CPU processes."""
     launcher = [sys.executable, name]
     if processes:
         config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
     return subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300, **settings
+        [*launcher, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300
     )

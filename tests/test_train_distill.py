@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -357,8 +359,15 @@ def test_out_of_memory_halves_the_forward_and_does_the_step_again(
 def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_path, capsys):
     more = ["--num_train_epochs", "2", "--eval_steps", "8", "--checkpointing_steps", "8", "--sts_dev", STS]
     output = train(pairs, teacher, student, tmp_path / "run", *more)
-    assert "the teacher ends in Normalize" in capsys.readouterr().out
-    losses, scores = metrics(output, "loss"), metrics(output, "score")
+    said = capsys.readouterr().out
+    assert "the teacher ends in Normalize" in said
+    assert re.search(
+        r"pairs/s; on each process \d+ tokens/s, 0.0% padding, \d+% of its matrix products' rate, \d", said
+    )
+    by_language = metrics(output, "loss_by_language")[-1]
+    assert set(by_language) == {"source", *LANGUAGES}
+    losses, scores = metrics(output, "loss"), metrics(output, "spearman_cosine")
+    assert min(by_language.values()) < losses[-1] < max(by_language.values())
     assert losses[-1] < 0.9 * losses[0]
     per_epoch = -(-len(metrics_pairs(pairs)) // 64)
     assert metrics(output, "step")[-1] == 2 * per_epoch
@@ -427,6 +436,46 @@ def test_fp16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeyp
     np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
 
 
+def test_early_stopping_and_the_metric_of_the_best_student(pairs, teacher, student, tmp_path):
+    """At a learning rate that does harm, the first evaluation stays the best and two more end the run."""
+    more = ["--max_train_steps", "60", "--eval_steps", "4", "--learning_rate", "1", "--early_stopping_patience", "2"]
+    more += ["--sts_dev", STS, "--metric_for_best_model", "mean_accuracy"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    accuracy = metrics(output, "mean_accuracy")[1:]
+    best = int(np.argmax(accuracy))
+    assert len(accuracy) == best + 3 < 15
+    last = 4 * len(accuracy)
+    state = json.loads((output / f"checkpoint-{last}/trainer_state.json").read_text())
+    assert (state["best_step"], state["best_score"]) == (4 * (best + 1), accuracy[best])
+    again = train(pairs, teacher, student, output, *more, "--resume_from_checkpoint", "latest")
+    assert metrics(again, "step")[-1] == last, "a run that was stopped stays so"
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(pairs, teacher, student, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ["--max_train_steps", "4", "--logging_steps", "2", "--report_to", "tensorboard"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    events = event_accumulator.EventAccumulator(str(output / "train_distill"))
+    events.Reload()
+    logged = {tag: [event.value for event in events.Scalars(tag)] for tag in ("loss", "bitext/it/mean_accuracy")}
+    assert logged["loss"] == pytest.approx(metrics(output, "loss"))
+    assert logged["bitext/it/mean_accuracy"] == pytest.approx(
+        [scores["it"]["mean_accuracy"] for scores in metrics(output, "bitext")]
+    )
+
+
+def test_trackio_gets_what_metrics_jsonl_gets(pairs, teacher, student, tmp_path):
+    pytest.importorskip("trackio")
+    more = ["--max_train_steps", "4", "--logging_steps", "2", "--report_to", "trackio"]
+    folder = str(tmp_path / "trackio")
+    done = script("train_distill.py", *arguments(pairs, teacher, student, tmp_path / "run", *more), TRACKIO_DIR=folder)
+    assert done.returncode == 0, done.stderr
+    [path] = Path(folder).glob("*.db")
+    rows = sqlite3.connect(path).execute("select metrics from metrics order by step").fetchall()
+    logged = [json.loads(row) for (row,) in rows]
+    assert [line["loss"] for line in logged if "loss" in line] == pytest.approx(metrics(tmp_path / "run", "loss"))
+
+
 def metrics_pairs(pairs) -> list:
     return [target for row in load_pairs(pairs)["train"] for target in row["targets"]]
 
@@ -490,6 +539,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
         ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
+        ({"metric_for_best_model": "spearman_cosine"}, "--metric_for_best_model spearman_cosine needs --sts_dev"),
         ({"freeze_layers": 3}, "--freeze_layers 3: the student has 2"),
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
