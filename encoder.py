@@ -207,7 +207,7 @@ class SentenceEncoder(nn.Module):
     def packs(self) -> bool:
         """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
         on_cpu = next(self.parameters()).device.type == "cpu"
-        return on_cpu and self.transformer.config.model_type in PACKABLE
+        return on_cpu and self.transformer.config._attn_implementation == "packed"
 
     def cut(self, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""

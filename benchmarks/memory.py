@@ -29,6 +29,14 @@ import train_distill
 from encoder import SentenceEncoder
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs=2, default=[100_000, 2_000_000], help="label rows of the two corpora")
+    parser.add_argument("--work_dir", help="folder for 2 GB of temporary files")
+    parser.add_argument("--worker", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
+    return parser
+
+
 def rss_anon() -> float:
     """Anonymous resident memory of this process, in MB."""
     status = Path("/proc/self/status").read_text()
@@ -92,12 +100,7 @@ def measure(folder: Path) -> None:
     print(json.dumps({"peak_rss_anon_mb": max(seen)}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs=2, default=[100_000, 2_000_000], help="label rows of the two corpora")
-    parser.add_argument("--work_dir", help="folder for 2 GB of temporary files")
-    parser.add_argument("--worker", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     if args.worker:
         stage, folder = args.worker[0], Path(args.worker[1])
         prepare(folder, args.rows[0]) if stage == "prepare" else measure(folder)
@@ -114,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(build_parser().parse_args())

@@ -103,6 +103,14 @@ def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling,
     assert pack(sequences, first)["runs"] == [(1, 20), (3, 7), (1, 3), (2, 2)]
 
 
+def test_a_model_with_attention_of_its_own_gets_padded_sentences():
+    encoder = tiny_encoder()
+    packed = encoder.encode(SENTENCES)
+    encoder.transformer.config._attn_implementation = "eager"
+    assert not encoder.packs and "attention_mask" in encoder.inputs([[2, 3]])
+    np.testing.assert_allclose(encoder.encode(SENTENCES), packed, atol=1e-6)
+
+
 def test_pooler_gets_no_gradient_and_asks_for_none():
     encoder = tiny_encoder()
     encoder(**pad([[2, 7, 3]], 0)).sum().backward()

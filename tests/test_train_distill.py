@@ -62,11 +62,13 @@ def tokenized(pairs, student, tmp_path):
 
 @pytest.mark.parametrize("max_tokens", [1, 100, 10_000])
 @pytest.mark.parametrize("translations_per_source", [1, 3])
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
 def test_loss_and_gradients_equal_those_of_sentence_transformers(
-    tokenized, teacher, student, tmp_path, max_tokens, translations_per_source
+    tokenized, teacher, student, tmp_path, max_tokens, translations_per_source, attention
 ):
     """One step of 24 pairs, cut into micro-batches of any size, against MSELoss over the same 24 pairs."""
     ours, tokens = tokenized.student.train(), tokenized.tokens
+    ours.transformer.config._attn_implementation = attention  # with sdpa, sentences are padded as on a GPU
     teach = SentenceEncoder.from_pretrained(teacher)
     labels = teacher_labels(teach, tokenized.dataset, "float32", tmp_path, tokenized.accelerator)
     step = Steps(tokens, 24, translations_per_source, temperature=1.0, seed=3)[1]
