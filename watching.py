@@ -1,0 +1,146 @@
+"""Watching a run: dev scores, metrics.jsonl and trackers, curves, the summary at its end."""
+
+import json
+import resource
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from batching import MicroBatch
+from encoder import SentenceEncoder, encode_on_all_ranks
+from metrics import sts_scores, translation_accuracy
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
+    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the means over both."""
+    pairs = {}
+    for row, (source, targets) in enumerate(zip(dev["source"], dev["targets"], strict=True)):
+        for target in targets:
+            pairs.setdefault(target["language"], []).append((row, source, target["sentence"]))
+    sentences = {sentence for listed in pairs.values() for _, *both in listed for sentence in both}
+    if sts is not None:
+        sentences.update(sentence for columns in sts[0].values() for column in columns for sentence in column)
+    vector = encode_on_all_ranks(student, sentences, accelerator)
+    result = {"bitext": {}}
+    for language, listed in sorted(pairs.items()):
+        rows, sources, targets = zip(*listed, strict=True)
+        source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
+        # As sentence-transformers' MSEEvaluator: times 100, negated, so that higher is better.
+        negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
+        result["bitext"][language] = translation_accuracy(source, target) | {"negative_mse": negative_mse}
+    result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
+    if sts is not None:
+        result["sts"] = {name: scores["spearman_cosine"] for name, scores in sts_scores(*sts, vector).items()}
+        result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
+    return result
+
+
+def plot_curves(metrics: list[dict], path: Path) -> None:
+    """Loss and dev score over steps, as PNG."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    steps = [line for line in metrics if "loss" in line]
+    left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
+    left.set(title="Training loss (MSE)", xlabel="step", ylim=(0, None))
+    evaluations = [line for line in metrics if "mean_accuracy" in line]
+    at = [line["step"] for line in evaluations]
+    for name in evaluations[-1].get("sts", {}):
+        right.plot(at, [line["sts"][name] for line in evaluations], marker="o", label=f"STS {name}")
+    accuracy = [line["mean_accuracy"] for line in evaluations]
+    right.plot(at, accuracy, "k--", marker="o", label="translation accuracy")
+    right.set(title="Dev scores", xlabel="step", ylim=(min(0, *right.get_ylim()), 1))
+    figure.legend(loc="outside right center", fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class Metrics:
+    """metrics.jsonl and the trackers: a line per logging step or evaluation; on resume cut back to the checkpoint."""
+
+    def __init__(self, path: Path, step: int, accelerator: Accelerator):
+        self.path, self.accelerator, self.lines = path, accelerator, []
+        if accelerator.is_main_process:
+            if step > 0 and path.exists():
+                self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def write(self, line: dict) -> None:
+        self.accelerator.log(flat(line), step=line["step"])
+        if self.accelerator.is_main_process:
+            self.lines.append(line)
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def flat(content: dict, prefix: str = "") -> dict:
+    """{'sts': {'en': 0.8}} as {'sts/en': 0.8}, which trackers take."""
+    result = {}
+    for name, value in content.items():
+        result |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def training_line(sums: list[list[float]], languages: list[str], seconds: float) -> dict:
+    """A line of metrics.jsonl from the sums of `add_gradients` over all ranks: loss, loss by language, speed."""
+    by_language = dict(zip(["source", *languages], zip(*sums, strict=True), strict=True))
+    errors, weights = (sum(values) for values in sums)
+    return {
+        "loss": errors / weights,
+        "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
+        "pairs_per_second": weights / 2 / seconds,
+    }
+
+
+class Meter:
+    """What this process has done since it started, for the summary."""
+
+    def __init__(self):
+        self.seconds, self.pairs, self.tokens, self.padded = 0.0, 0, 0, 0
+
+    def add(self, batches: list[MicroBatch], pairs: int) -> None:
+        self.pairs += pairs
+        self.tokens += sum(batch.tokens for batch in batches)
+        self.padded += sum(batch.inputs["input_ids"].numel() for batch in batches)
+
+    def summary(self, student: SentenceEncoder, accelerator: Accelerator) -> str:
+        """One sentence: speed, padding, share of the measured rate of matrix products, peak memory.
+
+        A token costs 6 operations for each weight of a linear layer, forward and backward (Kaplan et al. 2020,
+        arXiv 2001.08361); attention itself is left out.
+        """
+        weights = sum(m.weight.numel() for m in student.modules() if isinstance(m, torch.nn.Linear))
+        share = 6 * weights * self.tokens / self.seconds / matrix_product_rate(accelerator)
+        if accelerator.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return (
+            f"{self.pairs / self.seconds:.1f} pairs/s; on each process {self.tokens / self.seconds:.0f} tokens/s, "
+            f"{1 - self.tokens / self.padded:.1%} padding, {share:.0%} of its matrix products' rate, "
+            f"{peak:.2f} GB at the peak"
+        )
+
+
+def matrix_product_rate(accelerator: Accelerator, size: int = 1024, repeats: int = 10) -> float:
+    """Operations per second of a product of square matrices, in the precision that training has."""
+
+    def now() -> float:
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    matrix = torch.randn(size, size, device=accelerator.device)
+    with accelerator.autocast():
+        matrix @ matrix
+        start = now()
+        for _ in range(repeats):
+            matrix @ matrix
+    return 2 * size**3 * repeats / (now() - start)
