@@ -153,6 +153,13 @@ def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
         student.transformer.get_input_embeddings().requires_grad_(False)
 
 
+def set_dropout(model: torch.nn.Module, rate: float) -> None:
+    """Give every dropout layer this rate; the configuration that is saved keeps its own."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; biases and norms, which have one dimension, do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -231,6 +238,11 @@ def main(args: argparse.Namespace) -> None:
         # Unit-norm labels shrink the gradient; the article's teachers have no such layer.
         say("the teacher ends in Normalize: its labels are the vectors before that layer")
         teacher.normalize = False
+    freeze(student, args.freeze_embeddings, args.freeze_layers)
+    if args.gradient_checkpointing:
+        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.dropout is not None:
+        set_dropout(student, args.dropout)
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     teacher.to(accelerator.device)
     if args.label_pca:
@@ -242,16 +254,9 @@ def main(args: argparse.Namespace) -> None:
     # Optimizer and schedule
     steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
-    freeze(student, args.freeze_embeddings, args.freeze_layers)
-    if args.gradient_checkpointing:
-        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
     groups = parameter_groups(student, args.weight_decay)
     optimizer = OPTIMIZERS[args.optimizer](groups, args.learning_rate, args.adam_epsilon)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
-    if args.dropout is not None:
-        for module in student.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = args.dropout
     model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
 
