@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
-from corpora import decode, text_blocks, text_lines
 from distill_utils import UserError, expand_languages
 from languages import LETTER, script_pattern
+from textfiles import decode, text_blocks, text_lines
 
 # Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
 # direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.

@@ -4,15 +4,10 @@ Every reader yields Polars frames of bounded size with the columns `source`, `la
 sentence is one that the corpus says is missing. Nothing is judged here: cleaning.py does that.
 """
 
-import bz2
 import csv
-import gzip
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,11 +20,10 @@ import pyarrow.parquet as pq
 
 from distill_utils import UserError, expand_languages
 from languages import languages_of_name, required_tag, standard_tag
+from textfiles import BLOCK, OPENERS, decode, opened, reading, text_blocks, text_lines
 
 CHUNK = 100_000  # lines or rows of a frame
 NESTED_CHUNK = 1 << 15  # rows of a frame where one row holds many languages
-BLOCK = 1 << 23  # bytes of text at a time
-MAX_LINE = 1 << 26  # a file without line ends is no corpus: stop before it fills the memory
 MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what tables write where a translation is missing
 FORMATS = {
     "text": [],  # a brace path, whatever its suffix
@@ -40,13 +34,6 @@ FORMATS = {
     "tmx": [".tmx"],
     "arrow": [],  # a folder of save_to_disk
     "hub": [],
-}
-OPENERS = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    # Arrow's own, because zstandard's reader takes a truncated file for a whole one.
-    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
 }
 HUB_SPEC = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]*))?")
 # Half of an escaped character beyond U+FFFF, which Polars would mend in silence and Python cannot write.
@@ -102,71 +89,6 @@ def find_format(spec: str) -> str:
         f"{spec} {missing}: give .parquet, .jsonl, .csv, .tsv, .tmx (also as .gz, .xz, .zst), a saved Arrow folder, a "
         "hub id, or quoted braces for line-aligned files, as in 'train.{en,de}.gz'; --format overrides the name"
     )
-
-
-@contextmanager
-def reading(spec: str) -> Iterator[None]:
-    """Turn what libraries raise on bad input into a UserError that names the corpus."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{spec} does not exist: check the path") from None
-    except PermissionError:
-        raise UserError(f"{spec} may not be read: ask its owner for the permission") from None
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(f"{spec} cannot be read ({reason}): it may be cut short or of another format") from error
-
-
-@contextmanager
-def opened(path: str) -> Iterator:
-    """A file's bytes, unpacked as its suffix says."""
-    with reading(path):
-        if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"{path} is a folder or a device: give a file")
-        with OPENERS.get(Path(path).suffix, lambda path: open(path, "rb"))(path) as file:
-            yield file
-
-
-def text_blocks(path: str) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a file, about `BLOCK` bytes at a time, each with the number of its first line."""
-    number, rest = 1, b""
-    with opened(path) as file:
-        while block := file.read(BLOCK):
-            block = rest + block
-            end = block.rfind(b"\n") + 1
-            if end:
-                yield number, block[:end]
-                number += block.count(b"\n", 0, end)
-            rest = block[end:]
-            if len(rest) > MAX_LINE:
-                raise UserError(
-                    f"{path}, line {number} is longer than {MAX_LINE >> 20} MB: this is no line of a corpus"
-                )
-        if rest:
-            yield number, rest
-
-
-def decode(path: str, number: int, block: bytes) -> str:
-    """The text of a block that begins at line `number`; UserError with the line where it is not UTF-8."""
-    try:
-        return block.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        line = number + block.count(b"\n", 0, error.start)
-        guess = "UTF-16" if block[:2] in (b"\xff\xfe", b"\xfe\xff") else "the encoding it has"
-        raise UserError(
-            f"{path}, line {line} is not UTF-8 (byte 0x{block[error.start]:02x}): convert the file, as in "
-            f"'iconv -t utf-8 -f ENCODING' with {guess}"
-        ) from None
-
-
-def text_lines(path: str) -> Iterator[tuple[int, pl.Series]]:
-    """The lines of a UTF-8 text file without line ends, in blocks, each with the number of its first line."""
-    for number, block in text_blocks(path):
-        text = decode(path, number, block).removesuffix("\n")
-        yield number, pl.Series("line", [text]).str.split("\n").explode().str.strip_suffix("\r")
 
 
 def line_chunks(path: str, size: int) -> Iterator[pl.Series]:

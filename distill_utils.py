@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import fsspec
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -93,26 +92,6 @@ def expand_languages(spec: str) -> dict[str, str]:
     if match is None:
         raise UserError(f"{spec} names no languages: write them in quoted braces, as in 'stsb-{{en,it}}-test.csv'")
     return {lang: spec[: match.start()] + lang + spec[match.end() :] for lang in match[1].split(",")}
-
-
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 text file, plain or compressed as its suffix says, without line ends."""
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8", compression="infer", newline="\n") as file:
-            return [line.rstrip("\r\n") for line in file]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the path and the languages in its braces") from None
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text ({error}): convert or fetch it again") from error
-
-
-def read_aligned_lines(spec: str) -> dict[str, list[str]]:
-    """Line-aligned files of a brace path, by language. UserError when their line counts differ."""
-    lines = {language: read_lines(path) for language, path in expand_languages(spec).items()}
-    counts = {language: len(sentences) for language, sentences in lines.items()}
-    if len(set(counts.values())) > 1:
-        raise UserError(f"{spec}: the files are not line-aligned, their line counts are {counts}")
-    return lines
 
 
 def load_pairs(path: str) -> datasets.DatasetDict:

@@ -16,9 +16,10 @@ import numpy as np
 from accelerate import Accelerator
 from tabulate import tabulate
 
-from distill_utils import HelpFormatter, UserError, read_aligned_lines, replaced_folder, run, write_json
+from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
 from encoder import SentenceEncoder, encode_on_all_ranks
 from metrics import cosine, read_sts, sts_scores, translation_accuracy
+from textfiles import read_aligned_lines
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from distill_utils import UserError, expand_languages, read_lines
+from distill_utils import UserError, expand_languages
+from textfiles import read_lines
 
 
 class CosineCorrelation(evaluate.Metric):

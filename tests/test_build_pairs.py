@@ -212,6 +212,7 @@ def test_other_source_language(tmp_path):
 
 def test_readers_give_bounded_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("corpora.CHUNK", 2)
+    monkeypatch.setattr("textfiles.BLOCK", 40)
     monkeypatch.setattr("corpora.BLOCK", 40)
     write(tmp_path / "x.en", *ENGLISH)
     write(tmp_path / "x.it", *ITALIAN)
@@ -494,6 +495,7 @@ def test_on_disk_as_in_memory(tmp_path, monkeypatch):
     expected = content(in_memory["folder"])
     drops = [dropped(in_memory, corpus) for corpus in (0, 1)]
     assert drops[1]["duplicate"] == 300 and sum(drop["over_limit"] for drop in drops) == 50
+    monkeypatch.setattr("textfiles.BLOCK", 1000)
     monkeypatch.setattr("corpora.BLOCK", 1000)
     monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (5000,))
     spills = []

@@ -228,7 +228,8 @@ def test_counted(tmp_path, case):
 
 
 def test_endless_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("corpora.MAX_LINE", 1000)
+    monkeypatch.setattr("textfiles.MAX_LINE", 1000)
+    monkeypatch.setattr("textfiles.BLOCK", 500)
     monkeypatch.setattr("corpora.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(b"A.\tB.\n" + b"x" * 5000)
     with pytest.raises(UserError, match=r"a-en-it.tsv, line 2 is longer than"):
@@ -236,6 +237,7 @@ def test_endless_line(tmp_path, monkeypatch):
 
 
 def test_line_numbers_beyond_the_first_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("textfiles.BLOCK", 500)
     monkeypatch.setattr("corpora.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(GOOD + b"x\xff\ty\n")
     with pytest.raises(UserError, match=r"line 2001 is not UTF-8"):
