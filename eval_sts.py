@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tabulate import tabulate
 
 from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
-from encoder import SentenceEncoder, encode_on_all_ranks
+from encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from metrics import cosine, read_sts, sts_scores, translation_accuracy
 from textfiles import read_aligned_lines
 
@@ -169,6 +169,7 @@ sentence2.
 
 def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator()
+    set_matmul_precision(accelerator.device)
     models = named_models(args.model_name_or_path)
     sts = read_sts(args.sts)
     languages = list(sts[0])

@@ -28,7 +28,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
-from encoder import SentenceEncoder
+from encoder import SentenceEncoder, set_matmul_precision
 from metrics import read_sts
 from watching import Meter, Metrics, evaluate, plot_curves, training_line
 
@@ -216,7 +216,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
     set_seed(args.seed, device_specific=True)
-    torch.set_float32_matmul_precision("high" if args.allow_tf32 else "highest")
+    set_matmul_precision(accelerator.device, args.allow_tf32)
     output_dir = Path(args.output_dir)
     cache_dir = Path(args.cache_dir or Path(args.pairs_dir) / "cache")
     say = accelerator.print

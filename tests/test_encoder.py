@@ -12,7 +12,7 @@ from torch import nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from distill_utils import UserError
-from encoder import POOLINGS, SentenceEncoder, pack, packed_batches, pad, padded_batches
+from encoder import POOLINGS, SentenceEncoder, pack, packed_batches, pad, padded_batches, set_matmul_precision
 
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
 
@@ -166,3 +166,10 @@ def test_batches_are_the_cheapest_cut_of_the_sorted_sequences():
     assert np.array_equal(lengths[np.concatenate(batches)], ordered)
     assert sum(5 + lengths[batch].max() * len(batch) for batch in batches) == min(costs)
     assert len(padded_batches(np.full(100, 7), 1000)) == 1
+
+
+def test_matrix_products_keep_the_digits_of_fp32():
+    set_matmul_precision(torch.device("cpu"))
+    x, y = torch.randn(300, 384), torch.randn(384, 384)
+    exact = x.double() @ y.double()
+    assert (((x @ y).double() - exact).norm() / exact.norm()).item() < 2e-6, "bf16 would give 3e-3"

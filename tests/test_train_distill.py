@@ -415,9 +415,8 @@ def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp
 
 
 def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch, capsys):
-    more = ["--max_train_steps", "10", "--logging_steps", "1", "--allow_tf32"]
+    more = ["--max_train_steps", "10", "--logging_steps", "1"]
     plain = train(pairs, teacher, student, tmp_path / "plain", *more)
-    assert torch.get_float32_matmul_precision() == "high"
     AcceleratorState._reset_state(True)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     output = train(pairs, teacher, student, tmp_path / "run", *more)
