@@ -150,6 +150,20 @@ class TokenizedPairs:
         """The sentence that is the source of each row: before it stand the earlier rows' sources and targets."""
         return rows + self.first_pair[rows]
 
+    def evenly(self, size: int, block: int = 1 << 16) -> list[np.ndarray]:
+        """At most `size` pairs of each language, evenly spaced, as the numbers of their rows."""
+        have, _ = pairs_per_language(self, temperature=1)
+        every, seen, found = -(-have // size), np.zeros_like(have), [[] for _ in have]
+        for start in range(0, len(self.language_of_pair), block):
+            part = self.language_of_pair[start : start + block]
+            for language, rows in enumerate(found):
+                its = np.flatnonzero(part == language)
+                rows.append(
+                    self.row_of_pair[start + its[(seen[language] + np.arange(len(its))) % every[language] == 0]]
+                )
+                seen[language] += len(its)
+        return [np.concatenate(rows) for rows in found]
+
     def target_of_pair(self, pairs: np.ndarray) -> np.ndarray:
         """The sentence that is the target of each pair: before it stand earlier targets, and sources to its own."""
         return pairs + self.row_of_pair[pairs] + 1
@@ -309,6 +323,7 @@ class MicroBatch(NamedTuple):
     labels: Tensor  # (batch, dimension) float32
     weights: Tensor  # (batch,) float32
     languages: Tensor  # (batch,) int64
+    rows: np.ndarray  # (batch,) of the dataset, on the host
     tokens: int  # without padding
 
 
@@ -336,6 +351,7 @@ def micro_batches(
             MicroBatch(
                 to_device(inputs, accelerator.device),
                 **to_device(tensors, accelerator.device),
+                rows=step.label_rows[part],
                 tokens=int(lengths[part].sum()),
             )
         )

@@ -120,7 +120,7 @@ def _packed_attention(module, query, key, value, attention_mask, runs=None, drop
     """Attention within each of packed sentences; without `runs`, sdpa on padded ones.
 
     query, key, value: (1, heads, tokens, width of a head). Split once and not sliced, so that backward writes
-    each gradient once.
+    each gradient once. Written out: on a CPU torch's flash kernel takes several times as long for short sentences.
     """
     if runs is None:
         return sdpa_attention_forward(
@@ -128,11 +128,12 @@ def _packed_attention(module, query, key, value, attention_mask, runs=None, drop
         )
     sizes = [count * length for count, length in runs]
     parts = []
-    for (count, length), *qkv in zip(runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True):
+    split = (x[0].split(sizes, dim=1) for x in (query * scaling, key, value))
+    for (count, length), *qkv in zip(runs, *split, strict=True):
         # (heads, count * length, width) to (count, heads, length, width) and back
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv)
-        part = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-        parts.append(part.transpose(1, 2).flatten(0, 1))
+        weights = nn.functional.dropout((q @ k.transpose(-1, -2)).softmax(-1), dropout)
+        parts.append((weights @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
@@ -223,6 +224,11 @@ class SentenceEncoder(nn.Module):
         """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
         on_cpu = next(self.parameters()).device.type == "cpu"
         return on_cpu and self.transformer.config._attn_implementation == "packed"
+
+    def compile_transformer(self) -> None:
+        """Compile the transformer for padded batches of any shape (packed ones would be compiled for each step)."""
+        self.transformer.config._attn_implementation = "sdpa"
+        self.transformer.compile(dynamic=True)
 
     def cut(self, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""

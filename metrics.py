@@ -93,10 +93,11 @@ def sts_scores(sentences: dict, scores: np.ndarray, vector: dict[str, np.ndarray
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine similarity (n,) of row i of `first` with row i of `second`; either may be one row for all."""
-    return (_unit(first) * _unit(second)).sum(1)
+    return (unit(first) * unit(second)).sum(1)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (n, dimension) brought to length 1; a row of zeros stays one."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
@@ -105,7 +106,7 @@ def translation_accuracy(source: np.ndarray, target: np.ndarray, block: int = 20
 
     `source`, `target`: (n, dimension), row i translations of each other. Blockwise: never n x n at once.
     """
-    source, target = (torch.from_numpy(_unit(v)) for v in (source, target))
+    source, target = (torch.from_numpy(unit(v)) for v in (source, target))
 
     def hits(queries: Tensor, answers: Tensor) -> float:
         nearest = torch.cat([(part @ answers.T).argmax(1) for part in queries.split(block)])

@@ -19,9 +19,11 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -30,7 +32,8 @@ from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, 
 from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
 from encoder import SentenceEncoder, set_matmul_precision
 from metrics import read_sts
-from watching import Meter, Metrics, evaluate, plot_curves, training_line
+from vocabulary import audit
+from watching import COLLAPSED, Losses, Meter, Metrics, evaluate, plot_curves
 
 OPTIMIZERS = {
     "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),
@@ -58,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
     data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
     data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
+    data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
     training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
@@ -71,10 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of adamw, nadam and radam")
     training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    training.add_argument("--dropout", type=float, help="rate while training (if not given: the student's own)")
+    training.add_argument("--dropout", type=float, default=0.0, help="rate while training, in place of the student's")
     training.add_argument("--seed", type=int, default=42, help="decides the order of the pairs and dropout")
     memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
     memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
+    memory.add_argument("--torch_compile", action="store_true", help="compile the student: for long runs on a GPU")
     memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
     memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
     memory.add_argument("--freeze_layers", type=int, default=0, help="first layers that the student keeps as they are")
@@ -104,21 +109,17 @@ def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tenso
     return weights * (vectors - labels).square().mean(1)
 
 
-def add_gradients(model, batches: list[MicroBatch], pairs: int, sums: Tensor, accelerator: Accelerator) -> Tensor:
-    """Add the gradients of a step's loss, micro-batch by micro-batch.
-
-    Returns `sums` (2, 1 + languages), the weighted squared errors and the weights by language (0: the sources),
-    with those of the step added.
-    """
-    sums = sums.clone()
+def add_gradients(model, batches: list[MicroBatch], pairs: int, accelerator: Accelerator) -> list[Tensor]:
+    """Add the gradients of a step's loss; returns the weighted error of every sentence (batch,) by micro-batch."""
+    found = []
     for batch in batches:
         # Gradients are exchanged once a step, with its last micro-batch. DDP takes their mean over the ranks where
         # the step's loss is their sum.
         with nullcontext() if batch is batches[-1] else accelerator.no_sync(model):
             errors = distillation_loss(model(**batch.inputs), batch.labels, batch.weights)
             accelerator.backward(errors.sum() / (2 * pairs) * accelerator.num_processes)
-        sums.index_add_(1, batch.languages, torch.stack([errors.detach(), batch.weights]))
-    return sums
+        found.append(errors.detach())
+    return found
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
@@ -139,6 +140,29 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
             f"{widths}: choose models of equal width, or add --projection, or --label_pca for a wider teacher"
         )
     return teacher, student
+
+
+def check_tokenizer(student: SentenceEncoder, dataset, pairs: TokenizedPairs, allow_unknown: bool) -> str:
+    """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
+
+    UserError when more than 5% of a language's tokens are unknown, unless `allow_unknown`.
+    """
+    table = {"source": audit(student.tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
+    for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
+        listed = [target for targets in dataset[rows]["targets"] for target in targets]
+        table[language] = audit(student.tokenizer, [t["sentence"] for t in listed if t["language"] == language])
+    unread = [f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > 0.05]
+    if unread and not allow_unknown:
+        raise UserError(
+            f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
+            "these languages, make one (build_student.py graft), or add --allow_unknown_tokens"
+        )
+    lines = [
+        (name, f"{row['unknown_share']:.1%}", row["tokens_per_word"], row["tokens_per_character"])
+        for name, row in table.items()
+    ]
+    headers = ["the student reads", "unknown", "tokens per word", "per character"]
+    return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
 
 
 def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
@@ -239,11 +263,13 @@ def main(args: argparse.Namespace) -> None:
         say("the teacher ends in Normalize: its labels are the vectors before that layer")
         teacher.normalize = False
     freeze(student, args.freeze_embeddings, args.freeze_layers)
+    if args.torch_compile:
+        student.compile_transformer()
     if args.gradient_checkpointing:
         student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    if args.dropout is not None:
-        set_dropout(student, args.dropout)
+    set_dropout(student, args.dropout)
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
+    say(check_tokenizer(student, dataset["train"], pairs, args.allow_unknown_tokens))
     teacher.to(accelerator.device)
     if args.label_pca:
         append_pca(teacher, dataset["train"], student.dimension, cache_dir, accelerator)
@@ -289,6 +315,12 @@ def main(args: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             plot_curves(metrics.lines, output_dir / "curves.png")
         bar.write(f"step {state['step']}: dev {best_metric} {score:.4f}", file=sys.stderr)
+        if state["step"] > 0 and scores["mean_similarity"] > COLLAPSED:
+            bar.write(
+                f"the student has collapsed: {scores['mean_similarity']:.2f} is the mean similarity of different "
+                "sentences; lower --learning_rate, or see whether the labels are those of the sentences",
+                file=sys.stderr,
+            )
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
         return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
@@ -314,12 +346,12 @@ def main(args: argparse.Namespace) -> None:
         evaluate_and_keep_best()
     model.train()
     meter = Meter()
-    sums, since = torch.zeros(2, 1 + len(pairs.languages), device=accelerator.device), time.perf_counter()
+    losses, since = Losses(pairs.languages, accelerator), time.perf_counter()
     while not done():
         pair_count = steps.pairs_in(state["step"])
         batches = inputs[state["step"]]
         try:
-            sums = add_gradients(model, batches, pair_count, sums, accelerator)
+            errors = add_gradients(model, batches, pair_count, accelerator)
         except torch.OutOfMemoryError:
             optimizer.zero_grad()
             inputs.halve()
@@ -333,13 +365,16 @@ def main(args: argparse.Namespace) -> None:
         state["step"] += 1
         bar.update(pair_count)
         meter.add(batches, pair_count)
-        if due(args.logging_steps):
+        losses.add(state["step"], batches, errors)
+        if due(args.logging_steps) or due(args.eval_steps) or due(args.checkpointing_steps):
             seconds = time.perf_counter() - since
-            line = training_line(accelerator.reduce(sums).tolist(), pairs.languages, seconds)
+            line = losses.line(seconds)
+            if not math.isfinite(line["loss"]):
+                losses.stop(dataset["train"], output_dir / "not_finite.jsonl")
             metrics.write({"step": state["step"], "learning_rate": schedule.get_last_lr()[0]} | line)
             bar.set_postfix(loss=f"{line['loss']:.2e}")
             meter.seconds += seconds
-            sums, since = torch.zeros_like(sums), time.perf_counter()
+            losses, since = Losses(pairs.languages, accelerator), time.perf_counter()
         paused = time.perf_counter()
         if due(args.eval_steps):
             evaluate_and_keep_best()

@@ -4,18 +4,24 @@ import json
 import resource
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import matplotlib
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from batching import MicroBatch
+from distill_utils import UserError
 from encoder import SentenceEncoder, encode_on_all_ranks
-from metrics import sts_scores, translation_accuracy
+from metrics import sts_scores, translation_accuracy, unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
 
 
 def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
@@ -36,10 +42,18 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
         negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
         result["bitext"][language] = translation_accuracy(source, target) | {"negative_mse": negative_mse}
     result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
+    result["mean_similarity"] = mean_similarity(np.stack([vector[source] for source in dict.fromkeys(dev["source"])]))
     if sts is not None:
         result["sts"] = {name: scores["spearman_cosine"] for name, scores in sts_scores(*sts, vector).items()}
         result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
     return result
+
+
+def mean_similarity(vectors: np.ndarray) -> float:
+    """Mean cosine similarity of each row of `vectors` (n, dimension) to all others: the square of the sum of unit
+    vectors holds every pair twice, and n ones of each with itself."""
+    n, total = len(vectors), unit(vectors).astype(np.float64).sum(0)
+    return float((total @ total - n) / (n * (n - 1)))
 
 
 def plot_curves(metrics: list[dict], path: Path) -> None:
@@ -88,15 +102,45 @@ def flat(content: dict, prefix: str = "") -> dict:
     return result
 
 
-def training_line(sums: list[list[float]], languages: list[str], seconds: float) -> dict:
-    """A line of metrics.jsonl from the sums of `add_gradients` over all ranks: loss, loss by language, speed."""
-    by_language = dict(zip(["source", *languages], zip(*sums, strict=True), strict=True))
-    errors, weights = (sum(values) for values in sums)
-    return {
-        "loss": errors / weights,
-        "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
-        "pairs_per_second": weights / 2 / seconds,
-    }
+class Losses:
+    """Every sentence's error since the last line of metrics.jsonl, on the device: no step waits for its loss."""
+
+    def __init__(self, languages: list[str], accelerator: Accelerator):
+        self.names, self.accelerator, self.steps = ["source", *languages], accelerator, []
+
+    def add(self, step: int, batches: list[MicroBatch], errors: list[Tensor]) -> None:
+        """`errors`: what `add_gradients` gave for these micro-batches."""
+        self.steps += [(step, b.rows, b.languages, b.weights, e) for b, e in zip(batches, errors, strict=True)]
+
+    def line(self, seconds: float) -> dict:
+        """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl."""
+        languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
+        sums = torch.zeros(2, len(self.names), device=errors.device)
+        sums = self.accelerator.reduce(sums.index_add_(1, languages, torch.stack([errors, weights]))).tolist()
+        by_language = dict(zip(self.names, zip(*sums, strict=True), strict=True))
+        total_errors, total_weights = map(sum, sums)
+        return {
+            "loss": total_errors / total_weights,
+            "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
+            "pairs_per_second": total_weights / 2 / seconds,
+        }
+
+    def stop(self, dataset, path: Path) -> NoReturn:
+        """End a run whose loss is not a finite number; the sentences of the first such step stand in `path`."""
+        bad = []
+        for step, rows, languages, _, errors in self.steps:
+            for i in (~errors.isfinite()).nonzero().flatten().tolist():
+                row, language = dataset[int(rows[i])], self.names[int(languages[i])]
+                sentences = [t["sentence"] for t in row["targets"] if t["language"] == language] or [row["source"]]
+                bad.append({"step": step, "row": int(rows[i]), "language": language, "sentences": sentences})
+        bad = gather_object(bad)
+        first = [line for line in bad if line["step"] == min(line["step"] for line in bad)]
+        if self.accelerator.is_main_process:
+            path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in first), encoding="utf-8")
+        raise UserError(
+            f"the loss of step {first[0]['step']} is not a finite number: {len(first)} of its sentences stand in "
+            f"{path}; if it is most of a step, lower --learning_rate, or use bf16 in place of fp16"
+        )
 
 
 class Meter:

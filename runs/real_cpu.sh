@@ -25,7 +25,7 @@ time python build_student.py graft --encoder_model_name_or_path "$TEACHER" --pai
 
 time $LAUNCH train_distill.py --pairs_dir "$OUT/pairs" --teacher_model_name_or_path "$TEACHER" \
   --student_model_name_or_path "$OUT/student" --output_dir "$OUT/run" --num_train_epochs 1 \
-  --learning_rate 8e-4 --dropout 0 --max_seq_length 64 --sts_dev "$DEV" --eval_steps 250 \
+  --learning_rate 8e-4 --max_seq_length 64 --sts_dev "$DEV" --eval_steps 250 \
   --resume_from_checkpoint latest
 
 time $LAUNCH eval_sts.py --model_name_or_path teacher="$TEACHER" before="$OUT/student" after="$OUT/run/student" \

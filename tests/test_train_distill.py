@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +23,13 @@ from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
+from torch import nn
 
 from batching import Prefetched, Steps, TokenizedPairs, build_on_all_ranks, epoch_order, micro_batches, teacher_labels
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
 from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
+from watching import mean_similarity
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -73,8 +77,8 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
     labels = teacher_labels(teach, tokenized.dataset, "float32", tmp_path, tokenized.accelerator)
     step = Steps(tokens, 24, translations_per_source, temperature=1.0, seed=3)[1]
     batches = micro_batches(step, tokens, labels, ours, tokenized.accelerator, max_tokens)
-    sums = add_gradients(ours, batches, 24, torch.zeros(2, 4), tokenized.accelerator)
-    loss = (sums[0].sum() / sums[1].sum()).item()
+    errors = add_gradients(ours, batches, 24, tokenized.accelerator)
+    loss = sum(error.sum().item() for error in errors) / 48
 
     peer = SentenceTransformer(student, device="cpu").train()
     order = epoch_order(tokens, translations_per_source, 1.0, 3, 0)[24:48]
@@ -414,6 +418,17 @@ def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp
     np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
 
 
+def test_compiled_padded_batches_learn_what_packed_ones_learn(pairs, teacher, student, tmp_path, monkeypatch):
+    """Traced and differentiated as for inductor, whose code would take a minute to build."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    more = ["--max_train_steps", "5", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    output = train(pairs, teacher, student, tmp_path / "run", *more, "--torch_compile")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
+    assert load_file(output / "student/model.safetensors").keys() == load_file(f"{student}/model.safetensors").keys()
+
+
 def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch, capsys):
     more = ["--max_train_steps", "10", "--logging_steps", "1"]
     plain = train(pairs, teacher, student, tmp_path / "plain", *more)
@@ -502,12 +517,20 @@ def test_two_processes_take_the_same_steps_as_one(pairs, teacher, student, tmp_p
         np.testing.assert_allclose(two, one, atol=1e-6)
 
 
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, student, tmp_path):
     """With dropout on; killed with SIGKILL some time after its first checkpoint."""
-    encoder = tiny_encoder(seed=2)
-    encoder.transformer.config.hidden_dropout_prob = 0.1
-    student = saved(encoder, tmp_path / "student")
-    more = ["--max_train_steps", "30", "--checkpointing_steps", "5", "--logging_steps", "1", "--eval_steps", "7"]
+    more = [
+        "--dropout",
+        "0.1",
+        "--max_train_steps",
+        "30",
+        "--checkpointing_steps",
+        "5",
+        "--logging_steps",
+        "1",
+        "--eval_steps",
+        "7",
+    ]
     whole = tmp_path / "whole"
     assert script("train_distill.py", *arguments(pairs, teacher, student, whole, *more)).returncode == 0
 
@@ -528,6 +551,86 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(pairs, teacher, tmp
     assert metrics(cut, "loss") == metrics(whole, "loss")
     for name in ("student/model.safetensors", "checkpoint-30/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+# ---------------------------------------------------------------- guard rails
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_sentences(pairs, teacher, student, tmp_path, capsys):
+    """Labels of two rows are spoilt on disk; the first step that meets one of them is named, with its sentences."""
+    given = ["--max_train_steps", "9", "--batch_size", "64", "--seed", "5"]
+    first = train(pairs, teacher, student, tmp_path / "whole", *given, "--cache_dir", str(tmp_path / "cache"))
+    train_rows = load_pairs(pairs)["train"]
+    labels_of_train = max((tmp_path / "cache").glob("labels-*/labels.bin"), key=lambda path: path.stat().st_size)
+    labels = np.memmap(labels_of_train, np.float32, mode="r+").reshape(len(train_rows), -1)
+    labels[[3, 70], 5] = np.inf
+    labels.flush()
+    output = tmp_path / "run"
+    more = ["--cache_dir", str(tmp_path / "cache"), "--logging_steps", "1", "--checkpointing_steps", "1"]
+    with pytest.raises(SystemExit) as end:
+        run(main, build_parser().parse_args(arguments(pairs, teacher, student, output, *given, *more)))
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"is not a finite number: {0} of" not in error
+    lines = [json.loads(line) for line in (output / "not_finite.jsonl").read_text().splitlines()]
+    assert f"the loss of step {lines[0]['step']} is not a finite number: {len(lines)} of its sentences" in error
+    assert {line["row"] for line in lines} <= {3, 70} and len({line["step"] for line in lines}) == 1
+    for line in lines:
+        row = train_rows[line["row"]]
+        targets = [t["sentence"] for t in row["targets"] if t["language"] == line["language"]]
+        assert line["sentences"] == ([row["source"]] if line["language"] == "source" else targets)
+    steps = [int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")]
+    assert all(step < lines[0]["step"] for step in steps), "no checkpoint holds what came of it"
+    assert metrics(first, "loss")
+
+
+def test_divergence_stops_the_run(pairs, teacher, student, tmp_path, capsys):
+    more = ["--max_train_steps", "20", "--learning_rate", "1e30", "--max_grad_norm", "1e30", "--warmup_ratio", "0"]
+    with pytest.raises(SystemExit) as end:
+        run(main, build_parser().parse_args(arguments(pairs, teacher, student, tmp_path / "run", *more)))
+    assert end.value.code == 2 and "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_mean_similarity_by_hand():
+    """Three unit vectors, pairwise cosines 0, 1 and 0."""
+    assert mean_similarity(np.array([[2.0, 0], [0, 3], [0, 1]])) == pytest.approx(1 / 3)
+
+
+def test_a_collapsed_student_is_reported(pairs, teacher, tmp_path, capsys):
+    """A student that begins with one vector for every sentence and hardly moves."""
+    linear = nn.Linear(32, 32)
+    linear.weight.data.zero_()
+    student = saved(tiny_encoder(dense=nn.Sequential(nn.Sequential(linear, nn.Identity()))), tmp_path / "student")
+    train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2", "--learning_rate", "1e-6")
+    assert capsys.readouterr().err.count("the student has collapsed: 1.00 is the mean similarity") == 1
+    assert metrics(tmp_path / "run", "mean_similarity") == [pytest.approx(1, abs=1e-3)] * 2
+
+
+def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
+    pairs, teacher, student, tmp_path, capsys
+):
+    """The tiny tokenizer knows the samples' letters; without those that only German has, it cannot read German."""
+    more = ["--max_train_steps", "1"]
+    train(pairs, teacher, student, tmp_path / "fine", *more)
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line][:4]
+    rows = load_pairs(pairs)["train"]
+    tokenizer = SentenceEncoder.from_pretrained(student).tokenizer
+    words = sum(len(sentence.split()) for sentence in rows["source"])
+    tokens = sum(len(tokenizer.tokenize(sentence)) for sentence in rows["source"])
+    assert table[0][0] == "source" and table[0][1] == "0.0%"
+    assert float(table[0][2]) == pytest.approx(tokens / words, abs=0.02)
+
+    unread = tmp_path / "unread"
+    shutil.copytree(student, unread)
+    content = json.loads((unread / "tokenizer.json").read_text())
+    entries = content["model"]["vocab"].items()
+    content["model"]["vocab"] = {f"unused{i}" if re.search("[ء-ي]", token) else token: i for token, i in entries}
+    (unread / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as end:
+        run(main, build_parser().parse_args(arguments(pairs, teacher, str(unread), tmp_path / "refused", *more)))
+    assert end.value.code == 2 and not (tmp_path / "refused").exists()
+    assert re.search(r"tokenizer does not know ar \(\d\d%\) of the tokens: choose", capsys.readouterr().err)
+    train(pairs, teacher, str(unread), tmp_path / "allowed", *more, "--allow_unknown_tokens")
 
 
 # ---------------------------------------------------------------- a user's mistakes
