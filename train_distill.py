@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=float, default=0.1, help="share of steps with rising learning rate")
     training.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="as torch has them")
-    training.add_argument("--adam_epsilon", type=float, default=1e-6, help="epsilon of adamw, nadam and radam")
+    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="epsilon of adamw, nadam and radam")
     training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
     training.add_argument("--dropout", type=float, default=0.0, help="rate while training, in place of the student's")
