@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,11 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from agreement import together
 from encoder import SentenceEncoder, encode_on_all_ranks, to_device, tokenize
 
 
@@ -69,23 +72,20 @@ def build_on_all_ranks(
 
     Ranks take chunks in turn, each written to a file of its own, which a run that was killed finds again; rank 0
     joins them. The folder appears by rename, so it is whole or absent, and a later run finds it. Arrays named in
-    `summed` are joined as the running sum over all of their numbers.
+    `summed` are joined as the running sum over all of their numbers. Raises what `together` raises.
     """
-    if folder.is_dir():
-        return
     parts, joined = folder.with_suffix(".parts"), folder.with_suffix(".tmp")
-    parts.mkdir(parents=True, exist_ok=True)
     starts = range(0, rows, chunk)
-    bar = tqdm(total=rows, desc=description, unit=" rows", disable=not accelerator.is_main_process)
-    for number, start in enumerate(starts):
-        part, stop = parts / f"{start:012d}.npz", min(start + chunk, rows)
-        if number % accelerator.num_processes == accelerator.process_index and not part.exists():
-            np.savez(part.with_suffix(".tmp.npz"), **compute(start, stop))
+
+    def compute_part(start: int) -> None:
+        part = parts / f"{start:012d}.npz"
+        if start < rows and not part.exists():
+            np.savez(part.with_suffix(".tmp.npz"), **compute(start, min(start + chunk, rows)))
             part.with_suffix(".tmp.npz").rename(part)
-        bar.update(stop - start)
-    bar.close()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def join() -> None:
+        if not accelerator.is_main_process:
+            return
         shutil.rmtree(joined, ignore_errors=True)
         joined.mkdir()
         totals = dict.fromkeys(summed, 0)
@@ -97,8 +97,18 @@ def build_on_all_ranks(
                 with open(joined / f"{name}.bin", "ab") as file:
                     array.tofile(file)
         joined.rename(folder)
-        shutil.rmtree(parts)
-    accelerator.wait_for_everyone()
+
+    # Rank 0 looks for all: on a network file system another node may not see the folder yet.
+    if not broadcast_object_list([folder.is_dir()])[0]:
+        parts.mkdir(parents=True, exist_ok=True)
+        world, rank = accelerator.num_processes, accelerator.process_index
+        with tqdm(total=rows, desc=description, unit=" rows", disable=not accelerator.is_main_process) as bar:
+            for first in range(0, rows, world * chunk):
+                together(partial(compute_part, first + rank * chunk), accelerator, folder.parent)
+                bar.update(min(world * chunk, rows - first))
+        together(join, accelerator, folder.parent)
+    if accelerator.is_main_process:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 class TokenizedPairs:
@@ -172,7 +182,7 @@ class TokenizedPairs:
 def teacher_fingerprint(teacher: SentenceEncoder) -> str:
     """A name for the vectors that a teacher gives: its weights, tokenizer and settings."""
     weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
-    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length)
+    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length, teacher.prompt)
     return fingerprint(*weights, tokenizer_text(teacher.tokenizer), settings)
 
 
@@ -332,18 +342,22 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """This rank's part of a step, cut into pieces of at most `max_tokens` tokens with padding.
 
-    Ranks are dealt sentences in order of length, so that they finish together. A rank that would get none takes
-    one with weight 0: it must take part in the exchange of gradients.
+    Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does, which
+    has the longest: with sharded weights they take each forward together. A rank that would get none takes one with
+    weight 0: it must take part in the exchange of gradients.
     """
+    rank, world = accelerator.process_index, accelerator.num_processes
     lengths = pairs.lengths(step.sentences)
-    mine = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes]
-    if len(mine) == 0:
-        mine, step = np.zeros(1, dtype=int), step._replace(weights=np.zeros_like(step.weights))
+    order = np.argsort(-lengths, kind="stable")
     batches = []
-    for part in (mine[cut] for cut in student.cut(lengths[mine], max_tokens)):
+    for dealt in student.cut(lengths[order[::world]], max_tokens):
+        places = dealt * world + rank
+        part, weight = order[places[places < len(order)]], 1
+        if len(part) == 0:
+            part, weight = order[-1:], 0
         tensors = {
             "labels": torch.from_numpy(labels[step.label_rows[part]]).float(),
-            "weights": torch.from_numpy(step.weights[part]).float(),
+            "weights": torch.from_numpy(weight * step.weights[part]).float(),
             "languages": torch.from_numpy(step.languages[part]).long(),
         }
         inputs = student.inputs([pairs[sentence] for sentence in step.sentences[part]])

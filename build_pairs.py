@@ -16,12 +16,10 @@ The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perh
 import argparse
 import gzip
 import json
-import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -34,7 +32,7 @@ from tqdm import tqdm
 
 from cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
 from corpora import FORMATS, read_corpus
-from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
+from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json, writing
 from hash_order import HashOrder, hash_range, source_hash, starts_run
 from languages import required_tag
 
@@ -261,17 +259,6 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a UserError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        # Arrow's errors carry the number, but not its meaning.
-        reason = os.strerror(error.errno) if error.errno else error
-        raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
 
 
 # ---------------------------------------------------------------- the call

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +26,28 @@ class UserError(Exception):
     """A user's mistake, in one sentence: what is wrong, where, and what to do."""
 
 
+class Stopped(Exception):
+    """A signal has ended the run, nothing is lost: what to do to go on, in one sentence."""
+
+
 def run(main: Callable, args) -> None:
-    """Run a script's `main(args)`; a `UserError` becomes one line on stderr (of rank 0) and exit code 2."""
+    """Run a script's `main(args)` and exit: 2 after a `UserError`, 75 when `Stopped`, each said in one line.
+
+    75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
+    """
     try:
         main(args)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (UserError, Stopped) as end:
+        mistake = isinstance(end, UserError)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{end}", file=sys.stderr)
+        sys.exit(2 if mistake else os.EX_TEMPFAIL)
+
+
+def check_processes(accelerator) -> None:
+    """UserError where the launcher started processes that know nothing of each other."""
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+        raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
 
 
 def read_json(path: Path, default):
@@ -58,15 +73,35 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a UserError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        # Arrow's errors carry the number, but not its meaning.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
+
+
+def check_replaceable(path: str | Path) -> None:
+    """UserError where `replaced_folder` would be refused, or could not write: for scripts that compute long before."""
+    path = Path(path).resolve()
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
+        raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
+    parent = next(parent for parent in path.parents if parent.exists())
+    with writing(path), tempfile.TemporaryDirectory(dir=parent):
+        pass
+
+
+@contextmanager
 def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
 
     `args` (a namespace) is written into it as `args.json`. A folder that holds files but no `args.json` is
     not ours to replace: UserError.
     """
+    check_replaceable(path)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
-        raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     if old.exists() and not path.exists():
         old.rename(path)  # killed between the two renames below

@@ -1,15 +1,14 @@
 """The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
 
 import itertools
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from huggingface_hub import snapshot_download
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from tokenizers import normalizers
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoTokenizer
@@ -17,7 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
+from agreement import together
 from distill_utils import UserError, read_json, write_json
+from model_folder import find_folder, read_dense, read_pooling, write_dense, write_pooling
 
 logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
 
@@ -152,30 +153,44 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
+def _last(tokens: Tensor, mask: Tensor) -> Tensor:
+    last = mask.sum(1, keepdim=True).long() - 1
+    return tokens.gather(1, last.expand(-1, -1, tokens.shape[-1]))[:, 0]
+
+
 POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask to (batch, width)
     "cls": lambda tokens, mask: tokens[:, 0],
-    "mean": _mean,
     "max": lambda tokens, mask: tokens.masked_fill(mask == 0, -1e9).amax(1),
-    "mean_sqrt_len": lambda tokens, mask: (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt(),
-}
-# The keys of sentence-transformers' 1_Pooling/config.json that every version reads.
-POOLING_KEYS = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
+    "mean": _mean,
+    "mean_sqrt_len_tokens": lambda tokens, mask: (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt(),
+    "weightedmean": lambda tokens, mask: _mean(tokens, mask * mask.cumsum(1)),
+    "lasttoken": _last,
 }
 
 
 class SentenceEncoder(nn.Module):
-    """A transformer, a pooling, and the Dense and Normalize layers that may follow them."""
+    """A transformer, a pooling, and the Dense and Normalize layers that may follow them.
+
+    `pooling` names one of POOLINGS, or several joined by '+', whose vectors are concatenated. The prompt named by
+    `default_prompt_name` is put before every sentence to encode, as sentence-transformers does.
+    """
 
     def __init__(
-        self, transformer, tokenizer, pooling: str, dense: nn.Sequential, normalize: bool, max_seq_length: int
+        self,
+        transformer,
+        tokenizer,
+        pooling: str,
+        dense: nn.Sequential,
+        normalize: bool,
+        max_seq_length: int,
+        prompts: dict[str, str] | None = None,
+        default_prompt_name: str | None = None,
     ):
         super().__init__()
+        self.prompts, self.default_prompt_name = prompts or {}, default_prompt_name
         self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
+        self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
         if transformer.config.model_type in PACKABLE:
             transformer.config._attn_implementation = "packed"
         # BERT's pooler serves next-sentence prediction; it gets no gradient here, which DDP must know.
@@ -189,35 +204,54 @@ class SentenceEncoder(nn.Module):
 
         `name_or_path`: a local folder or a hub id; UserError for anything else. Weights are fp32.
         """
-        folder = _model_folder(name_or_path)
-        modules = read_json(folder / "modules.json", [{"type": "Transformer", "path": ""}])
+        folder = find_folder(name_or_path)
         pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
-        for module in modules:
-            kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
-            if kind == "Transformer":
-                root = path
-            elif kind == "Pooling":
-                pooling = _read_pooling(path / "config.json")
-            elif kind == "Dense":
-                dense.append(_load_dense(path))
-            elif kind == "Normalize":
-                normalize = True
-            else:
-                raise UserError(f"{name_or_path} has a module of type {module['type']}, which is not supported")
         try:
+            for module in read_json(folder / "modules.json", []):
+                kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
+                if kind == "Transformer":
+                    root = path
+                elif kind == "Pooling":
+                    pooling = read_pooling(path)
+                elif kind == "Dense" and not normalize:
+                    dense.append(read_dense(path))
+                elif kind == "Normalize":
+                    normalize = True
+                else:
+                    after = " after Normalize" if kind == "Dense" else ""
+                    raise UserError(
+                        f"{name_or_path} has a module of type {module['type']}{after}, which is not supported"
+                    )
             transformer = AutoModel.from_pretrained(root, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(root)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name_or_path} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+            configs = [read_json(path, {}) for path in root.glob("sentence_*_config.json")]
+            about = read_json(folder / "config_sentence_transformers.json", {})
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
+            raise UserError(f"{name_or_path} cannot be loaded as a model: {reason}") from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there is none
+            raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+        if any(config.get("do_lower_case") for config in configs):
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *filter(None, [backend.normalizer])])
         limits = [tokenizer.model_max_length, getattr(transformer.config, "max_position_embeddings", 10**6)]
-        configs = [read_json(path, {}) for path in root.glob("sentence_*_config.json")]
         limits += [config["max_seq_length"] for config in configs if config.get("max_seq_length")]
-        return cls(transformer, tokenizer, pooling, dense, normalize, min([*limits, max_seq_length or 10**6]))
+        prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
+        if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
+            raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
+        limit = min([*limits, max_seq_length or 10**6])
+        return cls(transformer, tokenizer, pooling, dense, normalize, limit, prompts, default)
 
     @property
     def dimension(self) -> int:
         """Width of a sentence vector."""
-        return self.dense[-1][0].out_features if len(self.dense) else self.transformer.config.hidden_size
+        pooled = len(self.pooling.split("+")) * self.transformer.config.hidden_size
+        return self.dense[-1][0].out_features if len(self.dense) else pooled
+
+    @property
+    def prompt(self) -> str:
+        """What is put before every sentence to encode."""
+        return self.prompts.get(self.default_prompt_name) or ""
 
     @property
     def packs(self) -> bool:
@@ -251,45 +285,49 @@ class SentenceEncoder(nn.Module):
             parts = tokens.split([count * length for count, length in runs])
             batches = [(part.unflatten(0, run), part.new_ones(*run, 1)) for part, run in zip(parts, runs, strict=True)]
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
-        vectors = torch.cat([POOLINGS[self.pooling](tokens.float(), mask.float()) for tokens, mask in batches])
+        batches = [(tokens.float(), mask.float()) for tokens, mask in batches]
+        modes = [POOLINGS[mode] for mode in self.pooling.split("+")]
+        vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
         vectors = self.dense(vectors)
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
     @torch.no_grad()
-    def encode(self, sentences: list[str], max_tokens: int = 4096, progress: str | None = None) -> np.ndarray:
-        """Vectors (len(sentences), dimension) float32, in the order given; `progress` names a bar."""
+    def encode(self, sentences: list[str], max_tokens: int = 4096) -> np.ndarray:
+        """Vectors (len(sentences), dimension) float32, in the order given."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
-        ids = tokenize(self.tokenizer, sentences, self.max_seq_length)
+        ids = tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
-        with tqdm(total=len(ids), desc=progress, unit=" sentences", disable=progress is None) as bar:
-            for batch in self.cut(np.array([len(i) for i in ids]), max_tokens):
-                inputs = to_device(self.inputs([ids[i] for i in batch]), device)
-                vectors[batch] = self(**inputs).cpu().numpy()
-                bar.update(len(batch))
+        for batch in self.cut(np.array([len(i) for i in ids]), max_tokens):
+            inputs = to_device(self.inputs([ids[i] for i in batch]), device)
+            vectors[batch] = self(**inputs).float().cpu().numpy()
         self.train(training)
         return vectors
 
-    def save(self, folder: Path) -> None:
-        """Write a sentence-transformers folder (safetensors) that its versions from 2.2 to 6 open."""
-        self.transformer.save_pretrained(folder)
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a sentence-transformers folder (safetensors) that its versions from 2.2 to 6 open.
+
+        `dtype` is that of the weights on disk. The configuration says fp32 all the same: who opens the folder
+        computes in fp32 unless he asks for less, and a Dense layer fits the transformer before it.
+        """
+        weights = self.transformer.state_dict()
+        weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+        self.transformer.save_pretrained(folder, state_dict=weights)
         save_tokenizer(self.tokenizer, folder, self.max_seq_length)
-        module = "sentence_transformers.models."
-        width = self.transformer.config.hidden_size
-        pooling = {"word_embedding_dimension": width} | {k: m == self.pooling for m, k in POOLING_KEYS.items()}
-        configs = [("Transformer", None), ("Pooling", pooling)]
-        configs += [("Dense", _dense_config(layer)) for layer in self.dense]
-        configs += [("Normalize", {})] * self.normalize
-        modules = []
-        for index, (kind, config) in enumerate(configs):
-            path = f"{index}_{kind}" if index else ""
-            modules.append({"idx": index, "name": str(index), "path": path, "type": module + kind})
-            if index:
-                (folder / path).mkdir()
-                write_json(folder / path / "config.json", config)
-            if kind == "Dense":
-                weights = {f"linear.{k}": v for k, v in self.dense[index - 2][0].state_dict().items()}
-                save_file(weights, folder / path / "model.safetensors")
+        write_pooling(folder / "1_Pooling", self.pooling, self.transformer.config.hidden_size)
+        paths = ["", "1_Pooling"]
+        for layer in self.dense:
+            paths.append(f"{len(paths)}_Dense")
+            write_dense(folder / paths[-1], layer, dtype)
+        if self.normalize:
+            paths.append(f"{len(paths)}_Normalize")
+            (folder / paths[-1]).mkdir()
+            write_json(folder / paths[-1] / "config.json", {})
+        kinds = [path.partition("_")[2] or "Transformer" for path in paths]
+        modules = [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+        ]
         write_json(folder / "modules.json", modules)
         write_json(
             folder / "sentence_bert_config.json",
@@ -300,16 +338,24 @@ class SentenceEncoder(nn.Module):
             {
                 "model_type": "SentenceTransformer",
                 "__version__": {},
-                "prompts": {},
-                "default_prompt_name": None,
+                "prompts": self.prompts,
+                "default_prompt_name": self.default_prompt_name,
                 "similarity_fn_name": "cosine",
             },
         )
 
 
 def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
-    """Save a tokenizer so that transformers 4 opens it too: it refuses the class name that 5 writes."""
+    """Save a tokenizer so that transformers 4 opens it too.
+
+    It refuses the class name that 5 writes, and before 4.45 the merges of BPE as lists of two.
+    """
     tokenizer.save_pretrained(folder)
+    content = read_json(folder / "tokenizer.json", {"model": {}})
+    merges = content["model"].get("merges", [])
+    if merges and not any(" " in token for merge in merges for token in merge):
+        content["model"]["merges"] = [" ".join(merge) for merge in merges]
+        write_json(folder / "tokenizer.json", content)
     path = folder / "tokenizer_config.json"
     config = read_json(path, {})
     config.pop("backend", None)
@@ -319,57 +365,34 @@ def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
     write_json(path, config)
 
 
-def _model_folder(name_or_path: str) -> Path:
-    """A local model folder as it is; a hub id as its snapshot in the local cache."""
-    if Path(name_or_path).exists():
-        if not list(Path(name_or_path).glob("**/config.json")):
-            raise UserError(f"{name_or_path} is no model: it has no config.json")
-        return Path(name_or_path)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
-        raise UserError(f"{name_or_path} does not exist: give a model folder or a hub id")
-    try:
-        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name_or_path} is neither a model folder nor a hub id within reach: {reason}") from error
-
-
-def _read_pooling(path: Path) -> str:
-    """The pooling named by 1_Pooling/config.json: `pooling_mode` since version 6, one key per mode before."""
-    config = read_json(path, {})
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else [m for m, key in POOLING_KEYS.items() if config.get(key)]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise UserError(f"{path}: the pooling must be one of {', '.join(POOLINGS)}, found {modes or config}")
-    return modes[0]
-
-
-def _load_dense(path: Path) -> nn.Sequential:
-    """A Dense module: its linear layer, then its activation."""
-    config = read_json(path / "config.json", {})
-    linear = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
-    linear.load_state_dict({k.removeprefix("linear."): v for k, v in load_file(path / "model.safetensors").items()})
-    return nn.Sequential(linear, getattr(nn, config["activation_function"].rsplit(".", 1)[-1])())
-
-
-def _dense_config(layer: nn.Sequential) -> dict:
-    linear, activation = layer
-    return {
-        "in_features": linear.in_features,
-        "out_features": linear.out_features,
-        "bias": linear.bias is not None,
-        "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
-    }
-
-
 def encode_on_all_ranks(
-    encoder: SentenceEncoder, sentences: list[str], accelerator: Accelerator, progress: str | None = None
+    encoder: SentenceEncoder,
+    sentences: list[str],
+    accelerator: Accelerator,
+    progress: str | None = None,
+    max_tokens: int = 4096,
+    chunk: int = 512,
 ) -> dict[str, np.ndarray]:
-    """The vector of every distinct sentence, on every rank; each rank encodes its share."""
-    distinct = sorted(set(sentences), key=lambda sentence: (len(sentence), sentence))
+    """The vector of every distinct sentence, on every rank; `progress` names a bar.
+
+    Sorted by length they are cut into chunks, which ranks take in turn: the batches, and so the vectors, are the
+    same for any number of ranks. Raises Stopped on all ranks where any got a signal.
+    """
+    distinct = sorted(set(sentences), key=lambda sentence: (-len(sentence), sentence))
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = encoder.encode(distinct[rank::world], progress=progress if accelerator.is_main_process else None)
+    starts, hidden = range(0, len(distinct), chunk), not (progress and accelerator.is_main_process)
+
+    def encode_share() -> list[np.ndarray]:
+        share = []
+        with tqdm(total=len(distinct), desc=progress, unit=" sentences", disable=hidden) as bar:
+            for start in starts[rank::world]:
+                share.append(encoder.encode(distinct[start : start + chunk], max_tokens))
+                bar.update(min(world * chunk, len(distinct) - start))
+        return share
+
+    mine = together(encode_share, accelerator)
     vectors = np.empty((len(distinct), encoder.dimension), dtype=np.float32)
-    for start, share in enumerate(gather_object([mine])):
-        vectors[start::world] = share
+    for first, share in enumerate(gather_object([mine])):
+        for start, part in zip(starts[first::world], share, strict=True):
+            vectors[start : start + chunk] = part
     return dict(zip(distinct, vectors, strict=True))

@@ -1,211 +1,329 @@
-"""Score sentence-embedding models on semantic textual similarity within and across languages; export the best.
+"""Score sentence-embedding models within and across languages, with error bars; export the last of them.
 
     python eval_sts.py --model_name_or_path before=student/ after=run/student/ --output_dir scores/ \\
         --sts 'stsb-{en,it}-test.csv' --bitext 'tatoeba.ita-eng.{eng,ita}' --export_dir export/
+    python eval_sts.py --model_name_or_path run/student --output_dir scores/ --bitext pairs/ --margin \\
+        --sts 'PhilipMay/stsb_multi_mt:{en,it,de}:test' sts17='mteb/sts17-crosslingual-sts:{en-de,es-en}:test'
 
-`scores/` gets scores.json and heatmap.png; `export/` the last model as a sentence-transformers folder with its
-scores in the model card.
+`scores/` gets scores.json, scores.csv, report.md and heatmaps. `accelerate launch --mixed_precision bf16` in place of
+`python` shares the sentences between processes and sets the precision.
 """
 
 import argparse
+import re
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
+import torch
 from accelerate import Accelerator
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
-from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json
+from bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
+from bootstrap import interval, paired_test, resampled_means
+from distill_utils import (
+    HelpFormatter,
+    UserError,
+    check_processes,
+    check_replaceable,
+    replaced_folder,
+    run,
+    write_json,
+    writing,
+)
 from encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
-from metrics import cosine, read_sts, sts_scores, translation_accuracy
-from textfiles import read_aligned_lines
+from export import command_line, export_model, fp16_loss, model_card, push, training_of
+from metrics import cosine, similarities, sts_resamples, sts_scores
+from report import draw_heatmaps, print_scores, write_csv, write_report
+from sts import StsSet, read_sts
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     # fmt: off
-    parser.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
-    parser.add_argument("--sts", required=True, metavar="SPEC", help="aligned STS files, 'stsb-{en,it}-test.csv'")
-    parser.add_argument("--bitext", nargs="+", default=[], metavar="SPEC", help="line-aligned files, 'tatoeba.{en,it}'")
-    parser.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
-    parser.add_argument("--output_dir", required=True, help="folder for the scores, replaced when whole")
-    parser.add_argument("--export_dir", help="folder to export the last model to, replaced when whole")
+    what = parser.add_argument_group("models and data")
+    what.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
+    what.add_argument("--sts", nargs="+", default=[], metavar="[NAME=]SPEC", help="STS tables: 'stsb-{en,it}-test.csv'")
+    what.add_argument("--score_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="if not given: 0 to 1, or 5")
+    what.add_argument("--bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="'tatoeba.{en,it}', pairs folders")
+    what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
+    what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
+    what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
+    what.add_argument("--bootstrap_samples", type=int, default=1000, help="resamples for intervals and tests")
+    what.add_argument("--seed", type=int, default=42, help="of the resamples")
+    what.add_argument("--max_tokens_per_batch", type=int, help="tokens a forward takes (CPU 4096, GPU 16384)")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", required=True, help="folder for the scores, replaced when whole")
+    out.add_argument("--export_dir", help="folder to export the last model to, replaced when whole")
+    out.add_argument("--export_dtype", choices=DTYPES, default="fp32", help="of its weights; fp16 is scored again")
+    out.add_argument("--push_to_hub", metavar="ID", help="upload the export to this repository")
     # fmt: on
     return parser
 
 
+class Score(NamedTuple):
+    """A number that models are compared by, and the same in every bootstrap resample."""
+
+    value: float
+    resamples: np.ndarray  # (samples,)
+
+
+Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary', then by name
+
+
+# ---------------------------------------------------------------- the call
+
+
+def named(spec: str) -> tuple[str, str]:
+    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/'."""
+    match = re.fullmatch(r"(?:([^/=]+)=)?(.*)", spec)
+    return match[1] or "", match[2]
+
+
 def named_models(specs: list[str]) -> dict[str, str]:
-    """Name -> folder or hub id; the name is given as NAME=M, or is the last part of the path."""
+    """Name -> folder or hub id; without NAME= the last part of the path."""
     models = {}
     for spec in specs:
-        given, _, path = spec.rpartition("=")
-        name = given or Path(path).name
+        name, path = named(spec)
+        name = name or Path(path).name
         if name in models:
             raise UserError(f"two models are called {name}: tell them apart, as in {name}2={path}")
         models[name] = path
     return models
 
 
-def score_model(name: str, encoder: SentenceEncoder, sts, bitext: dict, accelerator: Accelerator) -> dict:
-    """A model's entry in scores.json; every distinct sentence is encoded once."""
-    columns = [column for columns in sts[0].values() for column in columns]
-    columns += [column for both in bitext.values() for column in both]
-    sentences = [sentence for column in columns for sentence in column]
-    vector = encode_on_all_ranks(encoder, sentences, accelerator, progress=name)
-    entry = {"name": name, "sts": sts_scores(*sts, vector), "bitext": {}}
-    for pair, both in bitext.items():
-        source, target = (np.stack([vector[sentence] for sentence in column]) for column in both)
-        entry["bitext"][pair] = translation_accuracy(source, target) | {"n": len(source)}
-    return entry
+def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
+    """The sets of all specs, each read by `read(spec, name)`; UserError where two have the same name."""
+    found = {}
+    for name, path in map(named, specs):
+        for one in read(path, name):
+            if one.name in found:
+                raise UserError(f"{path} and {found[one.name].spec} both have {one.name}: name one, as in x={path}")
+            found[one.name] = one
+    return list(found.values())
 
 
-def matrix(entry: dict, languages: list[str]) -> np.ndarray:
-    """Spearman x 100 of an entry: row = language of sentence1, column = language of sentence2."""
-    names = [[a if a == b else f"{a}-{b}" for b in languages] for a in languages]
-    return np.array([[100 * entry["sts"][name]["spearman_cosine"] for name in row] for row in names])
+def check(args: argparse.Namespace, models: dict[str, str]) -> None:
+    """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
+    if not (args.sts or args.bitext):
+        raise UserError("nothing to score on: give --sts, --bitext or both")
+    if args.bootstrap_samples < 1:
+        raise UserError(f"--bootstrap_samples {args.bootstrap_samples} must be 1 or more")
+    if args.score_range and args.score_range[0] >= args.score_range[1]:
+        raise UserError("--score_range takes the lowest score, then the highest, as in --score_range 0 5")
+    if args.teacher_model_name_or_path and not args.bitext:
+        raise UserError("--teacher_model_name_or_path is for the negative MSE of --bitext: give both")
+    if args.push_to_hub:
+        if not args.export_dir:
+            raise UserError("--push_to_hub uploads an export: give --export_dir too")
+        try:
+            validate_repo_id(args.push_to_hub)
+        except HFValidationError as error:
+            raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
+    outputs = [Path(path).resolve() for path in (args.output_dir, args.export_dir) if path]
+    inputs = [*models.values(), *(named(spec)[1].partition(":")[0] for spec in args.bitext)]
+    for path in outputs:
+        check_replaceable(path)
+        for other in [*outputs, *(Path(given).resolve() for given in inputs if Path(given).exists())]:
+            if path is not other and (path == other or path in other.parents):
+                raise UserError(f"{path} would be replaced, with {other} in it: name another output folder")
 
 
-def summary(entry: dict, languages: list[str]) -> dict[str, float]:
-    """A model in one line: mean Spearman within and across languages, mean translation accuracy, each x 100."""
-    values, same = matrix(entry, languages), np.eye(len(languages), dtype=bool)
-    row = {"within": values[same].mean()}
-    if len(languages) > 1:
-        row["across"] = values[~same].mean()
-    for pair, scores in entry["bitext"].items():
-        row[pair] = 100 * scores["mean_accuracy"]
-    return row
+# ---------------------------------------------------------------- scores
 
 
-def print_scores(entries: list[dict], languages: list[str], n: int) -> None:
-    """Each model's languages x languages table, what the last model gained on the one before, a summary."""
-    tables = {entry["name"]: matrix(entry, languages) for entry in entries}
-    if len(entries) > 1:
-        before, after = list(tables)[-2:]
-        tables[f"{after} minus {before}"] = tables[after] - tables[before]
-    print(f"\nSTS, {n} pairs: Spearman x 100 of cosine similarity")
-    print("row: language of sentence1, column: language of sentence2")
-    for name, values in tables.items():
-        form = "+.1f" if " minus " in name else ".1f"
-        rows = [[language, *row] for language, row in zip(languages, values, strict=True)]
-        print("\n" + tabulate(rows, headers=[name, *languages], floatfmt=form))
-    rows = [{"mean": entry["name"]} | summary(entry, languages) for entry in entries]
-    print("\n" + tabulate(rows, headers="keys", floatfmt=".1f"))
-    if entries[0]["bitext"]:
-        print(f"{', '.join(entries[0]['bitext'])}: translation accuracy, mean of both directions")
+def score_sts(sets: list[StsSet], vector: dict, samples: int, seed: int) -> tuple[dict, dict[str, Score]]:
+    """All correlations of each set with their 95% intervals; Spearman of cosine with its resamples."""
+    similar = similarities(sets, vector)
+    entry, resampled = sts_scores(sets, similar), sts_resamples(sets, similar, samples, seed)
+    for name, resamples in resampled.items():
+        entry[name] |= {f"{metric}_ci": interval(values) for metric, values in resamples.items()}
+    key = "spearman_cosine"
+    return entry, {name: Score(entry[name][key], resampled[name][key]) for name in entry}
 
 
-def print_nearness(models: dict[str, list[float]], sentences: list[str]) -> None:
+def score_bitext(
+    bitexts: list[Bitext], vector: dict, teacher: dict | None, margin: bool, device, samples: int, seed: int
+) -> tuple[dict, dict[str, Score]]:
+    """Accuracies of each bitext with their 95% intervals; the mean accuracy with its resamples."""
+    entry, headline = {}, {}
+    for number, bitext in enumerate(bitexts):
+        source, target = (np.stack([vector[s] for s in side]) for side in (bitext.sources, bitext.targets))
+        entry[bitext.name] = scores = {}
+        for prefix, k in [("", 0), ("margin_", 4)][: 1 + margin]:
+            hits = translation_hits(bitext.sources, bitext.targets, source, target, margin_k=k, device=device)
+            accuracy = translation_accuracy(hits)
+            resampled = resampled_means(np.stack([*hits, hits.mean(0)]), samples, (seed, number))
+            for (name, value), resamples in zip(accuracy.items(), resampled, strict=True):
+                scores |= {prefix + name: value, f"{prefix}{name}_ci": interval(resamples)}
+            if k == 0:
+                headline[bitext.name] = Score(accuracy["mean_accuracy"], resampled[-1])
+        if teacher is not None:
+            scores["negative_mse"] = negative_mse(bitext, vector, teacher)
+        scores["n"] = len(source)
+    return entry, headline
+
+
+def means(sets: list[StsSet], sts: dict[str, Score], bitext: dict[str, Score]) -> dict[str, Score]:
+    """The mean Spearman within and across languages and the mean accuracy, of all that have the same NAME."""
+    groups = {}
+    for one in sets:
+        kind = "within" if one.languages[0] == one.languages[1] else "across"
+        groups.setdefault(one.name.rpartition("/")[0] + "/" + kind, []).append(sts[one.name])
+    for name, score in bitext.items():
+        groups.setdefault(name.rpartition("/")[0] + "/accuracy", []).append(score)
+    return {
+        name.removeprefix("/"): Score(
+            np.mean([score.value for score in scores]), np.mean([score.resamples for score in scores], axis=0)
+        )
+        for name, scores in groups.items()
+    }
+
+
+def compare(new: Scores, old: Scores) -> dict:
+    """The paired bootstrap test of every score that two models have."""
+    return {
+        kind: {
+            name: paired_test(score.value - old[kind][name].value, score.resamples - old[kind][name].resamples)
+            for name, score in scores.items()
+        }
+        for kind, scores in new.items()
+    }
+
+
+def defined(content):
+    """The same with None for nan, which JSON lacks."""
+    if isinstance(content, dict):
+        return {name: defined(value) for name, value in content.items()}
+    return None if isinstance(content, float) and np.isnan(content) else content
+
+
+def embed(
+    encoder: SentenceEncoder, name: str, sentences: list[str], accelerator: Accelerator, max_tokens: int | None
+) -> dict[str, np.ndarray]:
+    """The vector of every distinct sentence; UserError where the model gives some that are not finite."""
+    max_tokens = max_tokens or (4096 if accelerator.device.type == "cpu" else 16384)
+    with accelerator.autocast():
+        vector = encode_on_all_ranks(encoder, sentences, accelerator, name, max_tokens)
+    if not all(np.isfinite(one).all() for one in vector.values()):
+        raise UserError(f"{name} gives vectors that are not finite: its weights, or this precision, are at fault")
+    return vector
+
+
+def score(
+    name: str, path: str, vector: dict, teacher: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
+) -> tuple[dict, Scores]:
+    """A model's entry in scores.json, and what models are compared by."""
+    samples, seed = args.bootstrap_samples, args.seed
+    sts_entry, sts = score_sts(sets, vector, samples, seed)
+    bitext_entry, bitext = score_bitext(bitexts, vector, teacher, args.margin, device, samples, seed)
+    summary = means(sets, sts, bitext)
+    summary_entry = {kind: {"value": mean.value, "ci": interval(mean.resamples)} for kind, mean in summary.items()}
+    entry = {"name": name, "path": path, "sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
+    return entry, {"sts": sts, "bitext": bitext, "summary": summary}
+
+
+# ---------------------------------------------------------------- output
+
+
+def print_nearness(sentences: list[str], vectors: dict[str, dict[str, np.ndarray]]) -> None:
     """How near the first sentence is to each of the others, by model."""
-    rows = [[other, *values] for other, *values in zip(sentences[1:], *models.values(), strict=True)]
-    print("\n" + tabulate(rows, headers=[f'cosine to "{sentences[0]}"', *models], floatfmt=".2f"))
+    first, *others = sentences
+    near = [[cosine(vector[first][None], vector[other][None])[0] for vector in vectors.values()] for other in others]
+    rows = [[other, *values] for other, values in zip(others, near, strict=True)]
+    print("\n" + tabulate(rows, headers=[f'cosine to "{first}"', *vectors], floatfmt=".2f"))
 
 
-def draw_heatmaps(entries: list[dict], languages: list[str], path: Path) -> None:
-    """One languages x languages panel per model, on one colour scale."""
-    size = 1.6 + 0.45 * len(languages)
-    figure, panels = plt.subplots(
-        1, len(entries), figsize=(size * len(entries) + 0.8, size), squeeze=False, layout="constrained"
-    )
-    for axes, entry in zip(panels[0], entries, strict=True):
-        values = matrix(entry, languages)
-        image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis")
-        ticks = range(len(languages))
-        axes.set_xticks(ticks, languages)
-        axes.set_yticks(ticks, languages)
-        axes.set(title=entry["name"], xlabel="sentence2", ylabel="sentence1")
-        for i in ticks:
-            for j in ticks:
-                color = "black" if values[i, j] > 60 else "white"
-                axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=color)
-    figure.colorbar(image, ax=panels, label="Spearman x 100")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def model_card(entry: dict, languages: list[str], sts: str, source: str) -> str:
-    """README.md of an export: metadata that the hub reads, use, scores."""
-    tags = "\n".join(f"- {language}" for language in languages)
-    rows = [[language, *row] for language, row in zip(languages, matrix(entry, languages), strict=True)]
-    table = tabulate(rows, headers=["", *languages], floatfmt=".1f", tablefmt="github")
-    card = f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-language:
-{tags}
-tags:
-- sentence-transformers
-- sentence-similarity
-- feature-extraction
----
-
-# {entry["name"]}
-
-A sentence-embedding model taught by multilingual knowledge distillation (Reimers & Gurevych 2020, arXiv 2004.09813);
-exported from `{source}`.
-
-    from sentence_transformers import SentenceTransformer
-    vectors = SentenceTransformer("path/to/this/folder").encode(["I love plants", "amo le piante"])
-
-## Scores
-
-Semantic textual similarity, Spearman x 100 of cosine, `{Path(sts).name}`; row: language of sentence1, column: of
-sentence2.
-
-{table}
-"""
-    if entry["bitext"]:
-        rows = [
-            [pair, *(100 * scores[f"{way}_accuracy"] for way in ("src2trg", "trg2src", "mean"))]
-            for pair, scores in entry["bitext"].items()
-        ]
-        table = tabulate(rows, headers=["", "src2trg", "trg2src", "mean"], floatfmt=".1f", tablefmt="github")
-        card += f"\nTranslation accuracy, per cent:\n\n{table}\n"
-    return card
+def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.Namespace) -> None:
+    """scores.json, scores.csv, report.md and the heatmaps."""
+    entries = [entry for entry in scores["models"] if "error" not in entry]
+    write_json(folder / "scores.json", scores)
+    write_csv(folder / "scores.csv", entries)
+    write_report(folder / "report.md", scores, sets, command_line("python eval_sts.py", build_parser(), vars(args)))
+    if sets:
+        draw_heatmaps(folder, entries, sets)
 
 
 def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator()
+    check_processes(accelerator)
     set_matmul_precision(accelerator.device)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        accelerator.print("fp16 needs a GPU: this run computes in fp32")
     models = named_models(args.model_name_or_path)
-    sts = read_sts(args.sts)
-    languages = list(sts[0])
-    bitext = {"-".join(lines): tuple(lines.values()) for lines in map(read_aligned_lines, args.bitext)}
+    check(args, models)
+    sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
+    bitexts = read_all(args.bitext, read_bitext)
+    sources = [sentence for bitext in bitexts for sentence in bitext.sources]
+    sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
+    sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
 
-    entries, nearness = [], {}
-    for name, path in models.items():
+    def load(name: str, path: str, sentences: list[str]) -> tuple[SentenceEncoder, dict[str, np.ndarray]]:
         encoder = SentenceEncoder.from_pretrained(path).to(accelerator.device)
-        entries.append(score_model(name, encoder, sts, bitext, accelerator))
+        return encoder, embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
+
+    def scored_on_all(name: str, path: str, vector: dict[str, np.ndarray]) -> tuple[dict, Scores]:
+        return score(name, path, vector, teacher[1], sets, bitexts, args, accelerator.device)
+
+    # Each model in turn; one that cannot be loaded is told of at the end
+    teacher_path, teacher = args.teacher_model_name_or_path, (None, None)
+    if teacher_path:
+        teacher = load("teacher", teacher_path, sentences if teacher_path in models.values() else sources)
+    entries, compared, nearness = [], {}, {}
+    for name, path in models.items():
+        try:
+            encoder, vector = teacher if path == teacher_path else load(name, path, sentences)
+        except UserError as error:
+            entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
+            continue
+        entry, compared[name] = scored_on_all(name, path, vector)
+        entries.append(entry)
+        nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
+    failed = [entry["error"] for entry in entries if "error" in entry]
+    if not compared:
+        raise UserError("; ".join(failed))
+    *others, last = compared
+    entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
+
+    # Scores
+    settings = vars(args) | {"device": accelerator.device.type, "mixed_precision": accelerator.mixed_precision}
+    about = {"settings": settings, "versions": {package: version(package) for package in PACKAGES}}
+    scores = {"models": [defined(entry) for entry in entries]} | about
+    if accelerator.is_main_process:
+        with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+            write_scores(folder, scores, sets, args)
+        print_scores([entry for entry in scores["models"] if "error" not in entry], sets)
         if args.sentences:
-            nearness[name] = cosine(*np.split(encoder.encode(args.sentences), [1])).tolist()
-    if not accelerator.is_main_process:
-        return
+            print_nearness(args.sentences, nearness)
+        print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, heatmaps)")
 
-    packages = ("torch", "transformers", "accelerate", "evaluate")
-    scores = {
-        "models": entries,
-        "settings": vars(args),
-        "versions": {package: version(package) for package in packages},
-    }
-    with replaced_folder(args.output_dir, args) as folder:
-        write_json(folder / "scores.json", scores)
-        draw_heatmaps(entries, languages, folder / "heatmap.png")
-    if args.export_dir:
-        with replaced_folder(args.export_dir, args) as folder:
-            encoder.save(folder)
-            write_json(folder / "scores.json", scores | {"models": entries[-1:]})
-            card = model_card(entries[-1], languages, args.sts, path)
-            (folder / "README.md").write_text(card, encoding="utf-8")
-
-    print_scores(entries, languages, len(sts[1]))
-    if args.sentences:
-        print_nearness(nearness, args.sentences)
-    print(f"\nscores: {args.output_dir}/scores.json\nheatmap: {args.output_dir}/heatmap.png")
-    if args.export_dir:
-        print(f"export: {args.export_dir}")
+    # Export
+    if args.export_dir and "error" in entries[-1]:
+        failed.append(f"{args.export_dir} was not written")
+    elif args.export_dir:
+        exported = {key: value for key, value in entry.items() if key != "compared_with"}
+        if args.export_dtype == "fp16":
+            vector = embed(encoder.half().float(), f"{last} in fp16", sentences, accelerator, args.max_tokens_per_batch)
+            exported, rounded = scored_on_all(last, models[last], vector)
+            exported["compared_with"] = {"fp32": compare(rounded, compared[last])}
+        if accelerator.is_main_process:
+            exported = defined(exported)
+            card = model_card(exported, sets, bitexts, encoder, training_of(models[last]))
+            with writing(args.export_dir), replaced_folder(args.export_dir, args) as folder:
+                dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]
+                export_model(folder, encoder, dtype, {"models": [exported]} | about, card, sample)
+            print(f"export: {args.export_dir}{fp16_loss(exported)}")
+            if args.push_to_hub:
+                push(args.export_dir, args.push_to_hub)
+                print(f"pushed: {args.push_to_hub}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 if __name__ == "__main__":

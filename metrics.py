@@ -1,94 +1,14 @@
-"""Scores of sentence vectors: textual similarity within and across languages, translation accuracy."""
+"""Scores of sentence vectors on textual similarity: how similarities correlate with gold scores."""
 
-import csv
-import io
+import itertools
 
 import datasets
 import evaluate
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
 
-from distill_utils import UserError, expand_languages
-from textfiles import read_lines
-
-
-class CosineCorrelation(evaluate.Metric):
-    """Spearman and Pearson correlation of cosine similarities with gold scores; needs no hub."""
-
-    def _info(self):
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description="Correlation of predicted cosine similarities with gold similarity scores.",
-            citation="Agirre et al. 2012, SemEval-2012 Task 6 (Pearson); Reimers et al. 2016 (Spearman).",
-            inputs_description="predictions: cosine similarities; references: gold scores",
-            features=datasets.Features({"predictions": number, "references": number}),
-        )
-
-    def _compute(self, predictions, references):
-        return {
-            "spearman_cosine": float(stats.spearmanr(predictions, references).statistic),
-            "pearson_cosine": float(stats.pearsonr(predictions, references).statistic),
-        }
-
-
-def read_sts(spec: str) -> tuple[dict[str, tuple[list[str], list[str]]], np.ndarray]:
-    """Aligned STS files of a brace path: CSV rows `sentence1,sentence2,score`, no header, scores 0 to 5.
-
-    Returns the two sentence lists by language and the scores brought to 0-1, (n,) float64, which all files
-    share. UserError for a bad row, or for files whose rows or scores differ.
-    """
-    sentences, scores = {}, {}
-    for language, path in expand_languages(spec).items():
-        rows = _read_sts_csv(path)
-        sentences[language] = ([row[0] for row in rows], [row[1] for row in rows])
-        scores[language] = np.array([row[2] for row in rows])
-    counts = {language: len(gold) for language, gold in scores.items()}
-    if len(set(counts.values())) > 1:
-        raise UserError(f"{spec}: the files have different row counts, {counts}")
-    first = next(iter(scores))
-    for language, gold in scores.items():
-        for row in np.flatnonzero(gold != scores[first]):
-            raise UserError(
-                f"{spec}: the {first} and {language} files are not aligned, row {row + 1} has the scores "
-                f"{5 * scores[first][row]:.1f} and {5 * gold[row]:.1f}"
-            )
-    return sentences, scores[first]
-
-
-def _read_sts_csv(path: str) -> list[tuple[str, str, float]]:
-    rows = []
-    for number, row in enumerate(csv.reader(io.StringIO("\n".join(read_lines(path)))), 1):
-        try:
-            sentence1, sentence2, score = row
-            rows.append((sentence1, sentence2, float(score) / 5))
-        except ValueError:
-            raise UserError(f"{path}, row {number}: expected sentence1,sentence2,score, found {row}") from None
-        if not 0 <= rows[-1][2] <= 1:
-            raise UserError(f"{path}, row {number}: the score {score} is not between 0 and 5")
-    if len(rows) < 2:
-        raise UserError(f"{path} holds {len(rows)} rows: a correlation needs at least two")
-    return rows
-
-
-def sts_scores(sentences: dict, scores: np.ndarray, vector: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Correlations in each language and across each ordered pair of languages.
-
-    `vector`: the vector of every sentence. Returns {'en': {...}, 'en-it': {...}}; 'en-it' takes sentence1 in
-    English and sentence2 in Italian.
-    """
-    columns = {
-        language: [np.stack([vector[sentence] for sentence in column]) for column in both]
-        for language, both in sentences.items()
-    }
-    result = {}
-    for language1, (first, _) in columns.items():
-        for language2, (_, second) in columns.items():
-            name = language1 if language1 == language2 else f"{language1}-{language2}"
-            metric = CosineCorrelation(keep_in_memory=True)
-            result[name] = metric.compute(predictions=cosine(first, second), references=scores) | {"n": len(scores)}
-    return result
+from bootstrap import resampled_correlations
+from sts import StsSet
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -101,20 +21,73 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
-def translation_accuracy(source: np.ndarray, target: np.ndarray, block: int = 2048) -> dict[str, float]:
-    """How often a sentence's nearest neighbour by cosine in the other language is its translation, both ways.
+# Row i of one with row i of the other, (n,); a distance is negated, so that more is nearer.
+SIMILARITIES = {
+    "cosine": cosine,
+    "dot": lambda first, second: (first * second).sum(1),
+    "euclidean": lambda first, second: -np.linalg.norm(first - second, axis=1),
+    "manhattan": lambda first, second: -np.abs(first - second).sum(1),
+}
 
-    `source`, `target`: (n, dimension), row i translations of each other. Blockwise: never n x n at once.
+
+class SimilarityCorrelation(evaluate.Metric):
+    """Spearman's and Pearson's correlation of similarities with gold scores, named as in sentence-transformers.
+
+    `compute` takes the columns `cosine`, `dot`, `euclidean`, `manhattan` and `references`; it needs no hub. A
+    correlation with what does not vary is undefined: nan.
     """
-    source, target = (torch.from_numpy(unit(v)) for v in (source, target))
 
-    def hits(queries: Tensor, answers: Tensor) -> float:
-        nearest = torch.cat([(part @ answers.T).argmax(1) for part in queries.split(block)])
-        return (nearest == torch.arange(len(queries))).double().mean().item()
+    def _info(self):
+        number = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description="Correlation of the similarities of sentence vectors with gold similarity scores.",
+            citation="Agirre et al. 2012, SemEval-2012 Task 6 (Pearson); Reimers et al. 2016 (Spearman).",
+            inputs_description=f"{', '.join(SIMILARITIES)}: similarities; references: gold scores",
+            features=datasets.Features(dict.fromkeys([*SIMILARITIES, "references"], number)),
+        )
 
-    src2trg, trg2src = hits(source, target), hits(target, source)
-    return {
-        "src2trg_accuracy": src2trg,
-        "trg2src_accuracy": trg2src,
-        "mean_accuracy": (src2trg + trg2src) / 2,
-    }
+    def _compute(self, references, **similarities):
+        scores = {}
+        for name in SIMILARITIES:
+            varies = min(np.ptp(similarities[name]), np.ptp(references)) > 0
+            for kind, correlation in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
+                value = correlation(similarities[name], references).statistic if varies else np.nan
+                scores[f"{kind}_{name}"] = float(value)
+        return scores
+
+
+def similarities(sets: list[StsSet], vector: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """All SIMILARITIES of each set's sentence pairs, (n,) each; `vector` has that of every sentence."""
+    found = []
+    for pairs in sets:
+        both = [np.stack([vector[sentence] for sentence in side]) for side in (pairs.sentence1, pairs.sentence2)]
+        found.append({name: similarity(*both) for name, similarity in SIMILARITIES.items()})
+    return found
+
+
+def sts_scores(sets: list[StsSet], similar: list[dict[str, np.ndarray]]) -> dict[str, dict]:
+    """Correlations of each set by its name ('en', or 'en-it' for sentence1 in English, sentence2 in Italian)."""
+    scores = {}
+    for pairs, columns in zip(sets, similar, strict=True):
+        metric = SimilarityCorrelation(keep_in_memory=True)
+        scores[pairs.name] = metric.compute(references=pairs.scores, **columns) | {"n": len(pairs.scores)}
+    return scores
+
+
+def sts_resamples(
+    sets: list[StsSet], similar: list[dict[str, np.ndarray]], samples: int, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The correlations of `sts_scores` in bootstrap resamples of the pairs, (samples,) each.
+
+    Sets made from aligned tables, which share their gold scores, are resampled together, so that their mean can be
+    taken within each resample.
+    """
+    resamples = {pairs.name: {} for pairs in sets}
+    groups = itertools.groupby(zip(sets, similar, strict=True), key=lambda pair: id(pair[0].scores))
+    for number, (_, group) in enumerate(groups):
+        cells = [(pairs, name, columns[name]) for pairs, columns in group for name in SIMILARITIES]
+        predictions, gold = np.stack([column for *_, column in cells]), cells[0][0].scores
+        spearman, pearson = resampled_correlations(predictions, gold, samples, (seed, number))
+        for (pairs, name, _), ranked, plain in zip(cells, spearman, pearson, strict=True):
+            resamples[pairs.name] |= {f"spearman_{name}": ranked, f"pearson_{name}": plain}
+    return resamples

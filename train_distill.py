@@ -13,27 +13,41 @@ import importlib.util
 import math
 import os
 import re
-import shutil
+import socket
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from tabulate import tabulate
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from agreement import leave, listening, stop_agreed, together
 from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
-from distill_utils import HelpFormatter, UserError, load_pairs, read_json, replaced_folder, run, write_json
+from checkpoints import find_checkpoint, load_checkpoint, own_part, save_checkpoint
+from distill_utils import (
+    HelpFormatter,
+    Stopped,
+    UserError,
+    check_processes,
+    load_pairs,
+    replaced_folder,
+    run,
+    write_json,
+)
 from encoder import SentenceEncoder, set_matmul_precision
-from metrics import read_sts
-from vocabulary import audit
-from watching import COLLAPSED, Losses, Meter, Metrics, evaluate, plot_curves
+from sts import read_sts
+from vocabulary import MAX_UNKNOWN, audit
+from watching import Losses, Meter, Metrics, evaluate, evaluation_report, plot_curves
 
 OPTIMIZERS = {
     "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),
@@ -97,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------------------------------- loss, models, evaluation, checkpoints
+# ---------------------------------------------------------------- loss, models
 
 
 def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -122,6 +136,17 @@ def add_gradients(model, batches: list[MicroBatch], pairs: int, accelerator: Acc
     return found
 
 
+def settle_gradient_order(model, batch: MicroBatch, optimizer, accelerator: Accelerator) -> None:
+    """Let DDP order the gradients for their exchange, by a backward whose result is thrown away.
+
+    It does so once, after its first backward. Sums over three ranks or more depend on that order in their last
+    digit, and a resumed run is to have the order of the run that it continues.
+    """
+    model.eval()  # dropout takes no random numbers
+    add_gradients(model, [batch], 1, accelerator)
+    optimizer.zero_grad()
+
+
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
     """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
     teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
@@ -142,6 +167,24 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
     return teacher, student
 
 
+def compute_labels(
+    teacher: SentenceEncoder, dataset, width: int, cache_dir: Path, accelerator: Accelerator, args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of both splits, (rows, dimension) memory-mapped; narrowed to `width` with --label_pca."""
+    if teacher.normalize:
+        # Unit-norm labels shrink the gradient; the article's teachers have no such layer.
+        accelerator.on_main_process(print)(
+            "the teacher ends in Normalize: its labels are the vectors before that layer"
+        )
+        teacher.normalize = False
+    teacher.to(accelerator.device)
+    if args.label_pca:
+        append_pca(teacher, dataset["train"], width, cache_dir, accelerator)
+    dtype = LABEL_DTYPES[args.label_dtype]
+    train, dev = (teacher_labels(teacher, dataset[name], dtype, cache_dir, accelerator) for name in ("train", "dev"))
+    return train, dev
+
+
 def check_tokenizer(student: SentenceEncoder, dataset, pairs: TokenizedPairs, allow_unknown: bool) -> str:
     """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
 
@@ -151,7 +194,9 @@ def check_tokenizer(student: SentenceEncoder, dataset, pairs: TokenizedPairs, al
     for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
         listed = [target for targets in dataset[rows]["targets"] for target in targets]
         table[language] = audit(student.tokenizer, [t["sentence"] for t in listed if t["language"] == language])
-    unread = [f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > 0.05]
+    unread = [
+        f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
+    ]
     if unread and not allow_unknown:
         raise UserError(
             f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
@@ -163,6 +208,18 @@ def check_tokenizer(student: SentenceEncoder, dataset, pairs: TokenizedPairs, al
     ]
     headers = ["the student reads", "unknown", "tokens per word", "per character"]
     return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
+
+
+def gather_weights(whole: SentenceEncoder, student: SentenceEncoder) -> None:
+    """Copy the weights of a student that FSDP has spread over the ranks into one that every rank has whole.
+
+    Without FSDP the two are one.
+    """
+    if whole is student:
+        return
+    with torch.no_grad():
+        for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
+            copy.copy_(part.full_tensor())
 
 
 def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
@@ -184,6 +241,16 @@ def set_dropout(model: torch.nn.Module, rate: float) -> None:
             module.p = rate
 
 
+def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
+    """Make of a student what the options for training say."""
+    freeze(student, args.freeze_embeddings, args.freeze_layers)
+    if args.torch_compile:
+        student.compile_transformer()
+    if args.gradient_checkpointing:
+        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    set_dropout(student, args.dropout)
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; biases and norms, which have one dimension, do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -193,134 +260,136 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
-
-
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, limit: int) -> None:
-    """Write checkpoint-{step}/ under a temporary name, rename it, then delete the oldest beyond `limit`."""
-    final = output_dir / f"checkpoint-{state['step']}"
-    temporary = output_dir / f".{final.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(temporary / "trainer_state.json", state)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in checkpoints(output_dir)[:-limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint folder to resume from, or None to start at step 0."""
-    if resume_from is None:
-        if (output_dir / "args.json").exists():
-            raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
-        return None
-    if resume_from == "latest":
-        return checkpoints(output_dir)[-1] if checkpoints(output_dir) else None
-    if not (Path(resume_from) / "trainer_state.json").is_file():
-        raise UserError(f"{resume_from} is no checkpoint: it has no trainer_state.json")
-    return Path(resume_from)
+def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: argparse.Namespace) -> tuple:
+    """The optimizer of the student's trained weights; its learning rate rises, then falls to 0, in straight lines."""
+    groups = parameter_groups(student, args.weight_decay)
+    optimizer = OPTIMIZERS[args.optimizer](groups, args.learning_rate, args.adam_epsilon)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
 
 
 # ---------------------------------------------------------------- the run
 
 
-def main(args: argparse.Namespace) -> None:
-    # Accelerator and logging
+def start(args: argparse.Namespace) -> Accelerator:
+    """The processes of the run, seeded, each with its device; UserError when they do not know of each other."""
     if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
         raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
-    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir)
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
-        raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
+    # Buffers hold positions, which do not change.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
+    check_processes(accelerator)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
+        raise UserError("FSDP is used in its version 2 and on GPUs, as in accelerate_configs/fsdp2.yaml")
     set_seed(args.seed, device_specific=True)
     set_matmul_precision(accelerator.device, args.allow_tf32)
-    output_dir = Path(args.output_dir)
-    cache_dir = Path(args.cache_dir or Path(args.pairs_dir) / "cache")
-    say = accelerator.print
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
-    say(f"{processes} process(es) on {device}, mixed precision: {precision}")
+    nodes = len(set(gather_object([socket.gethostname()])))
+    say = accelerator.on_main_process(print)
+    say(f"{processes} process(es) on {device}, {nodes} node(s), mixed precision: {precision}")
     if precision == "fp16" and device == "cpu":
         say("fp16 needs a GPU: this run computes in fp32")
-    max_tokens = args.max_tokens_per_batch or (2048 if device == "cpu" else 16384)
+    return accelerator
+
+
+def metric_for_best_model(args: argparse.Namespace) -> str:
+    """The dev score that chooses the best student; UserError when it needs files that are not given."""
     best_metric = args.metric_for_best_model or ("spearman_cosine" if args.sts_dev else "mean_accuracy")
     if best_metric == "spearman_cosine" and not args.sts_dev:
         raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    return best_metric
+
+
+def new_state(order: str, languages: int) -> dict:
+    """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run."""
+    state = {"order": order, "step": 0, "evaluated": -1}
+    state |= {"best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
+    # Of metrics.jsonl: how many lines it has; by rank, the sums of the next one so far, and its seconds.
+    return state | {"lines": 0, "unlogged": [np.zeros((2, 1 + languages)).tolist()], "seconds": 0.0}
+
+
+def progress_bar(total: int, done: int, accelerator: Accelerator) -> tqdm:
+    """Of pairs, on rank 0; in a log file, a line every half minute."""
+    seconds = 0.5 if sys.stderr.isatty() else 30
+    hidden = not accelerator.is_main_process
+    return tqdm(total=total, initial=done, unit=" pairs", desc="training", disable=hidden, mininterval=seconds)
+
+
+def main(args: argparse.Namespace) -> None:
+    # Accelerator and logging
+    accelerator = start(args)
+    say = accelerator.on_main_process(print)
+    output_dir = Path(args.output_dir)
+    cache_dir = Path(args.cache_dir or Path(args.pairs_dir) / "cache")
+    max_tokens = args.max_tokens_per_batch or (2048 if accelerator.device.type == "cpu" else 16384)
+    best_metric = metric_for_best_model(args)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, accelerator)
 
     # Data: token ids once, labels once
     dataset = load_pairs(args.pairs_dir)
     sts = read_sts(args.sts_dev) if args.sts_dev else None
     teacher, student = load_models(args)
-    if teacher.normalize:
-        # Unit-norm labels shrink the gradient; the article's teachers have no such layer.
-        say("the teacher ends in Normalize: its labels are the vectors before that layer")
-        teacher.normalize = False
-    freeze(student, args.freeze_embeddings, args.freeze_layers)
-    if args.torch_compile:
-        student.compile_transformer()
-    if args.gradient_checkpointing:
-        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    set_dropout(student, args.dropout)
+    shape_student(student, args)
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     say(check_tokenizer(student, dataset["train"], pairs, args.allow_unknown_tokens))
-    teacher.to(accelerator.device)
-    if args.label_pca:
-        append_pca(teacher, dataset["train"], student.dimension, cache_dir, accelerator)
-    labels = teacher_labels(teacher, dataset["train"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
-    dev_labels = teacher_labels(teacher, dataset["dev"], LABEL_DTYPES[args.label_dtype], cache_dir, accelerator)
+    labels, dev_labels = compute_labels(teacher, dataset, student.dimension, cache_dir, accelerator, args)
     del teacher
 
     # Optimizer and schedule
     steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
-    groups = parameter_groups(student, args.weight_decay)
-    optimizer = OPTIMIZERS[args.optimizer](groups, args.learning_rate, args.adam_epsilon)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
+    optimizer, schedule = optimizer_and_schedule(student, total_steps, args)
+    # FSDP spreads the student over the ranks, where only training can use it.
+    whole = deepcopy(student).to(accelerator.device) if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
 
     # Resume
-    state = {"step": 0, "best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
-    state["order"] = steps.fingerprint
+    state = new_state(steps.fingerprint, len(pairs.languages))
     if checkpoint is not None:
-        saved = read_json(checkpoint / "trainer_state.json", {})
-        if saved["order"] != state["order"]:
-            raise UserError(f"{checkpoint} was trained on other pairs, or with another seed or batch size")
-        state = saved
-        accelerator.load_state(str(checkpoint))
-        say(f"resumed from {checkpoint}")
+        state = load_checkpoint(accelerator, checkpoint, state["order"])
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args))
-    metrics = Metrics(output_dir / "metrics.jsonl", state["step"], accelerator)
+    metrics = Metrics(output_dir / "metrics.jsonl", state["lines"], accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
 
     def evaluate_and_keep_best() -> None:
-        scores = evaluate(student, dataset["dev"], dev_labels, sts, accelerator)
+        gather_weights(whole, student)
+        scores = evaluate(whole, dataset["dev"], dev_labels, sts, accelerator)
         metrics.write({"step": state["step"]} | scores)
         score = scores[best_metric]
+        state["evaluated"] = state["step"]
         state["evaluations_since_best"] += state["step"] > 0
         if state["step"] > 0 and score > state["best_score"]:
             state.update(best_score=score, best_step=state["step"], evaluations_since_best=0)
-            if accelerator.is_main_process:
-                with replaced_folder(output_dir / "student", args) as folder:
-                    student.save(folder)
+            together(save_student, accelerator, output_dir, cut_short=False)
         if accelerator.is_main_process:
             plot_curves(metrics.lines, output_dir / "curves.png")
-        bar.write(f"step {state['step']}: dev {best_metric} {score:.4f}", file=sys.stderr)
-        if state["step"] > 0 and scores["mean_similarity"] > COLLAPSED:
-            bar.write(
-                f"the student has collapsed: {scores['mean_similarity']:.2f} is the mean similarity of different "
-                "sentences; lower --learning_rate, or see whether the labels are those of the sentences",
-                file=sys.stderr,
-            )
+            bar.write(evaluation_report(state["step"], best_metric, scores), file=sys.stderr)
+
+    def save_student() -> None:
+        if accelerator.is_main_process:
+            with replaced_folder(output_dir / "student", args) as folder:
+                whole.save(folder)
+
+    def evaluate_and_save() -> None:
+        nonlocal since
+        paused = time.perf_counter()
+        with suppress(Stopped):  # a signal ended the evaluation; the checkpoint tells that it is still to come
+            if due(args.eval_steps):
+                evaluate_and_keep_best()
+        stopping = stop_agreed(accelerator)
+        if state["step"] > 0 and (stopping or due(args.checkpointing_steps)):
+            unlogged = gather_object([losses.sums().tolist()])
+            if not np.isfinite(unlogged).all():
+                losses.stop(dataset["train"], output_dir / "not_finite.jsonl")
+            state.update(lines=len(metrics.lines), unlogged=unlogged, seconds=paused - since)
+            save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
+            stopping = stop_agreed(accelerator)
+        if stopping and not (done() and state["evaluated"] == state["step"]):
+            accelerator.end_training()
+            leave()
+        since += time.perf_counter() - paused
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
         return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
@@ -333,26 +402,24 @@ def main(args: argparse.Namespace) -> None:
 
     # The loop
     inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
-    bar = tqdm(
-        total=total_steps * args.batch_size,
-        initial=state["step"] * args.batch_size,
-        unit=" pairs",
-        desc="training",
-        disable=not accelerator.is_main_process,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
+    bar = progress_bar(total_steps * args.batch_size, state["step"] * args.batch_size, accelerator)
     patience = args.early_stopping_patience or math.inf
-    if state["step"] == 0:
-        evaluate_and_keep_best()
+    losses = Losses(pairs.languages, accelerator, own_part(state["unlogged"], accelerator))
+    since = time.perf_counter() - state["seconds"]
+    if due(args.eval_steps) and state["evaluated"] < state["step"]:
+        evaluate_and_save()
+    if isinstance(model, DistributedDataParallel) and not done():
+        settle_gradient_order(model, make_inputs(state["step"], max_tokens)[-1], optimizer, accelerator)
     model.train()
     meter = Meter()
-    losses, since = Losses(pairs.languages, accelerator), time.perf_counter()
     while not done():
         pair_count = steps.pairs_in(state["step"])
         batches = inputs[state["step"]]
         try:
             errors = add_gradients(model, batches, pair_count, accelerator)
         except torch.OutOfMemoryError:
+            if accelerator.is_fsdp2:
+                raise  # the other ranks wait for this rank's forward
             optimizer.zero_grad()
             inputs.halve()
             bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
@@ -375,12 +442,7 @@ def main(args: argparse.Namespace) -> None:
             bar.set_postfix(loss=f"{line['loss']:.2e}")
             meter.seconds += seconds
             losses, since = Losses(pairs.languages, accelerator), time.perf_counter()
-        paused = time.perf_counter()
-        if due(args.eval_steps):
-            evaluate_and_keep_best()
-        if due(args.checkpointing_steps):
-            save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
-        since += time.perf_counter() - paused
+        evaluate_and_save()
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()
@@ -391,4 +453,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, build_parser().parse_args())
+    with listening():
+        run(record(main), build_parser().parse_args())

@@ -14,9 +14,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from batching import MicroBatch
+from bitext import translation_accuracy, translation_hits
 from distill_utils import UserError
 from encoder import SentenceEncoder, encode_on_all_ranks
-from metrics import sts_scores, translation_accuracy, unit
+from metrics import similarities, sts_scores, unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,7 +33,7 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
             pairs.setdefault(target["language"], []).append((row, source, target["sentence"]))
     sentences = {sentence for listed in pairs.values() for _, *both in listed for sentence in both}
     if sts is not None:
-        sentences.update(sentence for columns in sts[0].values() for column in columns for sentence in column)
+        sentences.update(sentence for graded in sts for sentence in (*graded.sentence1, *graded.sentence2))
     vector = encode_on_all_ranks(student, sentences, accelerator)
     result = {"bitext": {}}
     for language, listed in sorted(pairs.items()):
@@ -40,11 +41,13 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
         source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
         # As sentence-transformers' MSEEvaluator: times 100, negated, so that higher is better.
         negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
-        result["bitext"][language] = translation_accuracy(source, target) | {"negative_mse": negative_mse}
+        hits = translation_hits(sources, targets, source, target, device=accelerator.device)
+        result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": negative_mse}
     result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
     result["mean_similarity"] = mean_similarity(np.stack([vector[source] for source in dict.fromkeys(dev["source"])]))
     if sts is not None:
-        result["sts"] = {name: scores["spearman_cosine"] for name, scores in sts_scores(*sts, vector).items()}
+        scores = sts_scores(sts, similarities(sts, vector))
+        result["sts"] = {name: correlations["spearman_cosine"] for name, correlations in scores.items()}
         result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
     return result
 
@@ -54,6 +57,17 @@ def mean_similarity(vectors: np.ndarray) -> float:
     vectors holds every pair twice, and n ones of each with itself."""
     n, total = len(vectors), unit(vectors).astype(np.float64).sum(0)
     return float((total @ total - n) / (n * (n - 1)))
+
+
+def evaluation_report(step: int, metric: str, scores: dict) -> str:
+    """A line for the terminal, and a warning where the student has collapsed."""
+    report = f"step {step}: dev {metric} {scores[metric]:.4f}"
+    if step > 0 and scores["mean_similarity"] > COLLAPSED:
+        report += (
+            f"\nthe student has collapsed: {scores['mean_similarity']:.2f} is the mean similarity of different "
+            "sentences; lower --learning_rate, or see whether the labels are those of the sentences"
+        )
+    return report
 
 
 def plot_curves(metrics: list[dict], path: Path) -> None:
@@ -77,14 +91,19 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
 
 
 class Metrics:
-    """metrics.jsonl and the trackers: a line per logging step or evaluation; on resume cut back to the checkpoint."""
+    """metrics.jsonl and the trackers: a line per logging step or evaluation.
 
-    def __init__(self, path: Path, step: int, accelerator: Accelerator):
+    On resume the file is cut back to the `lines` that it had at the checkpoint.
+    """
+
+    def __init__(self, path: Path, lines: int, accelerator: Accelerator):
         self.path, self.accelerator, self.lines = path, accelerator, []
         if accelerator.is_main_process:
-            if step > 0 and path.exists():
-                self.lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] <= step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            kept = path.read_text().splitlines()[:lines] if path.exists() else []
+            self.lines = [json.loads(line) for line in kept]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.rename(path)
 
     def write(self, line: dict) -> None:
         self.accelerator.log(flat(line), step=line["step"])
@@ -103,20 +122,29 @@ def flat(content: dict, prefix: str = "") -> dict:
 
 
 class Losses:
-    """Every sentence's error since the last line of metrics.jsonl, on the device: no step waits for its loss."""
+    """Every sentence's error since the last line of metrics.jsonl, on the device: no step waits for its loss.
 
-    def __init__(self, languages: list[str], accelerator: Accelerator):
+    `before`: sums, as `sums()` gives them, that a run which was stopped had so far.
+    """
+
+    def __init__(self, languages: list[str], accelerator: Accelerator, before: Tensor | None = None):
         self.names, self.accelerator, self.steps = ["source", *languages], accelerator, []
+        self.before = torch.zeros(2, len(self.names), device=accelerator.device) if before is None else before
 
     def add(self, step: int, batches: list[MicroBatch], errors: list[Tensor]) -> None:
         """`errors`: what `add_gradients` gave for these micro-batches."""
         self.steps += [(step, b.rows, b.languages, b.weights, e) for b, e in zip(batches, errors, strict=True)]
 
+    def sums(self) -> Tensor:
+        """This rank's weighted errors and weights by language (0: the sources), (2, 1 + languages)."""
+        if not self.steps:
+            return self.before
+        languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
+        return self.before.index_add(1, languages, torch.stack([errors, weights]))
+
     def line(self, seconds: float) -> dict:
         """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl."""
-        languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
-        sums = torch.zeros(2, len(self.names), device=errors.device)
-        sums = self.accelerator.reduce(sums.index_add_(1, languages, torch.stack([errors, weights]))).tolist()
+        sums = self.accelerator.reduce(self.sums()).tolist()
         by_language = dict(zip(self.names, zip(*sums, strict=True), strict=True))
         total_errors, total_weights = map(sum, sums)
         return {

@@ -4,6 +4,7 @@
     python benchmarks/train_vs_sentence_transformers.py --rows 4000 --time_to_quality --seeds 1 2 3 \\
         --learning_rate 1e-3 --dropout 0
     python benchmarks/train_vs_sentence_transformers.py --model xlmr --precision bf16 --steps 200
+    python benchmarks/train_vs_sentence_transformers.py --model xlmr --trim --only_ours --rows 400 --steps 5
 
 Same student, start, pairs, batch and labels; the labels are made beforehand and cost neither anything. Both have
 their defaults but for what is given here. Prints pairs per CPU-second of the training loop (on a GPU: per second) of
@@ -34,7 +35,7 @@ import build_student
 import train_distill
 from distill_utils import load_pairs, write_json
 from encoder import SentenceEncoder, set_matmul_precision
-from metrics import read_sts
+from sts import read_sts
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
 WARM_UP = 3  # steps that are not measured
@@ -46,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
     parser.add_argument("--rows", type=int, help="train on so many source sentences (if not given: all)")
     parser.add_argument("--model", choices=["minilm4", "xlmr"], default="minilm4", help="4 layers x 384, or XLM-R base")
+    parser.add_argument("--trim", action="store_true", help="cut the student's vocabulary to that of the pairs")
+    parser.add_argument("--only_ours", action="store_true", help="no run of sentence-transformers' trainer")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--steps", type=int, default=40, help="steps to measure, after a warm-up")
     parser.add_argument("--batch_size", type=int, default=64)
@@ -73,7 +76,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     command = f"--corpus {corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
     build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
     command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"
-    command += f" --vocab_size 24000 --output_dir {folder}/grafted"
+    command += f" --vocab_size 24000 --start pieces --output_dir {folder}/grafted"
     build_student.main(build_student.build_parser().parse_args(command.split()))
     pairs = load_pairs(f"{folder}/all_pairs")
     pairs["train"] = pairs["train"].shuffle(seed=0).select(range(args.rows or len(pairs["train"]))).flatten_indices()
@@ -91,8 +94,13 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     if args.dropout is not None:
         student.transformer.config.hidden_dropout_prob = args.dropout
         student.transformer.config.attention_probs_dropout_prob = args.dropout
-    (folder / "student").mkdir()
-    student.save(folder / "student")
+    (folder / "full").mkdir()
+    student.save(folder / "full")
+    if args.trim:
+        command = f"trim --model_name_or_path {folder}/full --pairs_dir {folder}/all_pairs"
+        command += f" --output_dir {folder}/trimmed"
+        build_student.main(build_student.build_parser().parse_args(command.split()))
+    (folder / ("trimmed" if args.trim else "full")).rename(folder / "student")
 
 
 def our_arguments(args: argparse.Namespace, folder: Path, seed: int) -> argparse.Namespace:
@@ -265,13 +273,16 @@ def seconds_to(points: list[dict], key: str, goal: float) -> float:
 
 def compare(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
     """The figures of both trainers from one seed, the ratios last."""
-    theirs, ours = (run_worker(args, which, seed) for which in ("theirs", "ours"))
+    workers = {"ours": "ours"} if args.only_ours else {"sentence-transformers": "theirs", "ours": "ours"}
+    both = {name: run_worker(args, which, seed) for name, which in workers.items()}
     unit = "second" if torch.cuda.is_available() else "CPU-second"
     pairs = args.steps * args.batch_size
     if args.time_to_quality:
         pairs = sum(len(row["targets"]) for row in load_pairs(f"{folder}/pairs")["train"])
-    both = {"sentence-transformers": theirs, "ours": ours}
     figures = {f"{name}, pairs per {unit}": pairs / points[-1]["seconds"] for name, points in both.items()}
+    if args.only_ours:
+        return figures
+    theirs, ours = both.values()
     ratios = {"ratio of pairs": theirs[-1]["seconds"] / ours[-1]["seconds"]}
     if args.time_to_quality:
         longer = run_worker(args, "ours", seed, epochs=1.25)
@@ -284,6 +295,7 @@ def compare(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, floa
 
 def main(args: argparse.Namespace) -> None:
     name = "-".join([args.model, *args.target_languages, str(args.rows or "all"), str(args.dropout)])
+    name += "-trimmed" if args.trim else ""
     folder = Path(args.work_dir) / name
     if args.worker:
         torch.set_num_threads(1)

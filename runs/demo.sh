@@ -12,7 +12,7 @@ python build_pairs.py --corpus samples/talks.jsonl --target_languages it es ar f
   --dev_fraction 0.05 --output_dir $OUT/pairs
 
 python build_student.py graft --encoder_model_name_or_path "$TEACHER" --pairs_dir $OUT/pairs \
-  --vocab_size 6000 --output_dir $OUT/student
+  --vocab_size 6000 --start pieces --output_dir $OUT/student
 
 accelerate launch --config_file accelerate_configs/cpu.yaml train_distill.py --pairs_dir $OUT/pairs \
   --teacher_model_name_or_path "$TEACHER" --student_model_name_or_path $OUT/student --output_dir $OUT/run \

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +23,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
+import agreement  # noqa: E402
+import checkpoints  # noqa: E402
+import train_distill  # noqa: E402
 from build_pairs import build_parser as pairs_parser  # noqa: E402
 from build_pairs import main as build_pairs  # noqa: E402
+from build_student import build_parser as student_parser  # noqa: E402
+from distill_utils import run  # noqa: E402
 from encoder import SentenceEncoder  # noqa: E402
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real corpora are not at DATA")
@@ -84,20 +91,104 @@ def pairs(tmp_path_factory) -> str:
     return str(output)
 
 
+def assert_the_readme_names_its_command(folder: Path) -> None:
+    """The command in a student's README.md, parsed, gives the arguments that it was made with."""
+    text = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    command = next(line.split(maxsplit=2)[2] for line in text.splitlines() if "python build_student" in line)
+    args = student_parser().parse_args(shlex.split(command))
+    assert vars(args) == json.loads((folder / "args.json").read_text(encoding="utf-8"))
+
+
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in singletons; each test starts without."""
+def fresh_process():
+    """What belongs to a process, accelerate's state and that of signals; each test starts without."""
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
+    agreement.known.signal = 0
+    handlers = {number: signal.getsignal(number) for number in agreement.SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+STOPPED = os.EX_TEMPFAIL
+CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/multi_cpu.yaml"}
 
 
 def script(name: str, *arguments: str, processes: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script as users do: by python, or through `accelerate launch` on 1 or 2 CPU processes."""
     launcher = [sys.executable, name]
     if processes:
-        config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[processes], name]
     return subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300
+        [*launcher, *arguments], cwd=ROOT, env=ENVIRONMENT | variables, text=True, capture_output=True, timeout=300
     )
+
+
+# ---------------------------------------------------------------- runs that are cut and go on
+
+
+def launch(program: str, *options: str, processes: int = 2, config: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """Run a script by launch.py: its exit code, stdout and stderr.
+
+    `config`: a configuration file, and more options for the launcher.
+    """
+    command = [sys.executable, "launch.py", "--config_file", *(config or [CONFIGS[processes]]), program, *options]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def train(*options: str) -> int:
+    """Run the trainer in this process; its exit code."""
+    agreement.known.signal = 0
+    try:
+        with agreement.listening():
+            run(train_distill.main, train_distill.build_parser().parse_args(options))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def folders(folder: Path) -> tuple[str, ...]:
+    """Folders of its own for a run, which then finds no labels."""
+    return ("--output_dir", f"{folder}/run", "--cache_dir", f"{folder}/cache")
+
+
+def metrics(folder: Path) -> list[dict]:
+    """metrics.jsonl but for its speeds."""
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    return [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder / "run")]
+
+
+# The trainer with a fault on one rank, in the given call of a function.
+FAULTY = """
+import os, signal, sys
+import train_distill
+from benchmarks.kill_and_resume import acting_in, owner_of
+from distill_utils import run
+
+rank, fault, place, call, *options = sys.argv[1:]
+
+def error():
+    raise RuntimeError("a fault")
+
+if os.environ.get("RANK", "0") == rank:
+    owner, name = owner_of(place)
+    action = error if fault == "error" else lambda: signal.raise_signal(int(fault))
+    setattr(owner, name, acting_in(int(call), getattr(owner, name), action))
+with train_distill.listening():
+    run(train_distill.record(train_distill.main), train_distill.build_parser().parse_args(options))
+"""
+
+
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("faulty") / "faulty.py"
+    path.write_text(FAULTY)
+    return str(path)

@@ -2,14 +2,26 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import saved, tiny_encoder
-from transformers import AutoModel, AutoTokenizer
+from conftest import assert_the_readme_names_its_command, saved, tiny_encoder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
-from build_student import build_parser, main, sentences, start_embeddings, train_tokenizer
+from alignment import aligned_tokens, start_from_alignments
+from build_student import build_parser, main, sentences, train_tokenizer
 from distill_utils import load_pairs, run
 from encoder import SentenceEncoder
+from vocabulary import plain_texts, start_embeddings
 
 
 def graft(teacher, pairs, output, *more):
@@ -37,10 +49,11 @@ def test_graft_is_the_teachers_encoder_under_a_tokenizer_that_reads_every_langua
     assert sum(readable) > 0.98 * len(readable), "all but the sentences with one of the rarest letters"
 
 
-def test_embeddings_start_from_the_teachers_pieces(pairs, teacher, tmp_path):
-    model, tokenizer = graft(teacher, pairs, tmp_path / "student")
+def test_embeddings_start_from_the_teachers_pieces(pairs, teacher):
     old = SentenceEncoder.from_pretrained(teacher)
-    before, after = (m.get_input_embeddings().weight.detach() for m in (old.transformer, model))
+    tokenizer = train_tokenizer(sentences(load_pairs(pairs)["train"]), 400, lowercase=True)
+    before = old.transformer.get_input_embeddings().weight.detach()
+    after = start_embeddings(before, old.tokenizer, tokenizer)
     vocabulary = old.tokenizer.get_vocab()
     for name in ("pad", "unk", "cls", "sep", "mask"):
         new_id, old_id = (getattr(t, f"{name}_token_id") for t in (tokenizer, old.tokenizer))
@@ -60,6 +73,145 @@ def test_a_token_unknown_to_the_teacher_starts_at_the_mean():
     new = start_embeddings(old, encoder.tokenizer, tokenizer)
     assert encoder.tokenizer.tokenize("語") == ["[UNK]"]
     torch.testing.assert_close(new[tokenizer.convert_tokens_to_ids("語")], old.mean(0))
+
+
+def test_alignments_are_those_of_ibm_model_1_counted_pair_by_pair():
+    """Against the algorithm as its article states it, with loops; the book stands in two of three pairs."""
+    source = [[0, 1], [0, 2], [3, 2], [3, 3, 1]]  # the house, the book, a book, a a house
+    target = [[0, 1], [0, 2], [3, 2], [1, 3]]  # das Haus, das Buch, ein Buch, Haus ein
+    none, probability = 4, {}
+    for _ in range(3):
+        counts = {}
+        for s, t in zip(source, target, strict=True):
+            for i in s:
+                total = sum(probability.get((j, i), 1.0) for j in [*t, none])
+                for j in [*t, none]:
+                    counts[j, i] = counts.get((j, i), 0) + probability.get((j, i), 1.0) / total
+        sums = {j: sum(count for (k, _), count in counts.items() if k == j) for j, _ in counts}
+        probability = {(j, i): count / sums[j] for (j, i), count in counts.items()}
+    expected = np.zeros((4, 5))
+    for (j, i), count in counts.items():
+        if j != none:
+            expected[j, i] = count
+    found = aligned_tokens(source, target, (4, 5), iterations=3).toarray()
+    np.testing.assert_allclose(found, expected)
+    assert found.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_token_of_translations_starts_from_the_words_it_is_aligned_with(teacher):
+    old = SentenceEncoder.from_pretrained(teacher)
+    before = old.transformer.get_input_embeddings().weight.detach()
+    nouns = [t for t in old.tokenizer.get_vocab() if t.isalpha() and t.isascii() and len(t) > 5][:8]
+    translation = dict(zip(nouns, ["kubo", "limaz", "toruv", "sepi", "nagol", "wuxi", "ferad", "jymo"], strict=True))
+    listed = [f"{a} {b} {c}" for a in nouns for b in nouns for c in nouns]
+    translated = [" ".join(translation[word] for word in reversed(sentence.split())) for sentence in listed]
+    tokenizer = train_tokenizer(iter(listed + translated), 90, lowercase=True)
+    start = start_embeddings(before, old.tokenizer, tokenizer)
+    after = start_from_alignments(start, before, old.tokenizer, tokenizer, listed, [(listed, translated)])
+    whole = [word for word in nouns if len(tokenizer.tokenize(translation[word])) == 1]
+    assert len(whole) > 3
+    for word in whole:
+        row = after[tokenizer.convert_tokens_to_ids(f"▁{translation[word]}")]
+        near = torch.cosine_similarity(row[None], before[[old.tokenizer.convert_tokens_to_ids(w) for w in nouns]])
+        assert near.argmax() == nouns.index(word) and near.max() > 0.99
+        # What only source sentences have stays as it is.
+        same = tokenizer.tokenize(word)
+        if len(same) == 1:
+            index = tokenizer.convert_tokens_to_ids(same[0])
+            torch.testing.assert_close(after[index], start[index])
+    for name in ("pad", "unk", "cls", "sep", "mask"):
+        index = getattr(tokenizer, f"{name}_token_id")
+        assert torch.equal(after[index], start[index])
+
+
+def test_graft_starts_from_alignments(pairs, teacher, tmp_path):
+    model, tokenizer = graft(teacher, pairs, tmp_path / "student")
+    old, train = SentenceEncoder.from_pretrained(teacher), load_pairs(pairs)["train"]
+    before = old.transformer.get_input_embeddings().weight.detach()
+    start = start_embeddings(before, old.tokenizer, tokenizer)
+    by_language = {}
+    for row in train:
+        for target in row["targets"]:
+            both = by_language.setdefault(target["language"], ([], []))
+            both[0].append(row["source"])
+            both[1].append(target["sentence"])
+    given = start, before, old.tokenizer, tokenizer, list(train["source"])
+    expected = start_from_alignments(*given, by_language.values())
+    assert torch.equal(model.get_input_embeddings().weight, expected) and not torch.equal(expected, start)
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level", "Unigram"])
+def test_what_a_token_stands_for_in_a_text(kind):
+    if kind == "WordPiece":
+        tokenizer = tiny_encoder().tokenizer
+        listed, expected = ["plants", "##z"], [" plants", "z"]
+    elif kind == "byte-level":
+        backend = Tokenizer(models.BPE({"Ġpi": 0, "Ã¹": 1, "a": 2}, []))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+        listed, expected = ["Ġpi", "Ã¹", "a"], [" pi", "ù", "a"]
+    else:
+        tokenizer = train_tokenizer(iter(["I love plants"] * 20), 40, lowercase=True)
+        listed, expected = ["▁", "l"], [" ", "l"]
+    texts = plain_texts(tokenizer)
+    assert [texts[tokenizer.convert_tokens_to_ids(token)] for token in listed] == expected
+
+
+def test_layers_are_kept_evenly_spaced_and_positions_cut(pairs, tmp_path):
+    settings = tiny_encoder().transformer.config.to_dict() | {"num_hidden_layers": 6}
+    full = tiny_encoder(transformer=BertModel(BertConfig(**settings)))
+    teacher = saved(full, tmp_path / "teacher")
+    model, tokenizer = graft(
+        teacher, pairs, tmp_path / "student", "--num_layers", "4", "--max_position_embeddings", "24"
+    )
+    assert model.config.num_hidden_layers == len(model.encoder.layer) == 4
+    for kept, number in zip(model.encoder.layer, (0, 2, 3, 5), strict=True):
+        for mine, theirs in zip(kept.parameters(), full.transformer.encoder.layer[number].parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    positions = model.embeddings.position_embeddings.weight
+    assert torch.equal(positions, full.transformer.embeddings.position_embeddings.weight[:24])
+    assert tokenizer.model_max_length == 24
+    assert SentenceEncoder.from_pretrained(str(tmp_path / "student")).encode(["plants " * 50]).shape == (1, 32)
+    assert_the_readme_names_its_command(tmp_path / "student")
+
+
+def xlm_roberta(folder) -> str:
+    """A random XLM-R under the tiny tokenizer, whose padding token is 1 as XLM-R's is."""
+    encoder = tiny_encoder()
+    content = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+    order = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
+    vocabulary = [*order, *(t for t in content["model"]["vocab"] if t not in order)]
+    content["model"]["vocab"] = {token: i for i, token in enumerate(vocabulary)}
+    content["added_tokens"] = []
+    content["post_processor"] |= {"cls": ["[CLS]", 0], "sep": ["[SEP]", 2]}
+    names = {f"{token[1:-1].lower()}_token": token for token in order}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), **names)
+    settings = encoder.transformer.config.to_dict() | {"type_vocab_size": 1, "pad_token_id": 1}
+    encoder = tiny_encoder(transformer=XLMRobertaModel(XLMRobertaConfig(**settings)))
+    encoder.tokenizer = tokenizer
+    return saved(encoder, folder)
+
+
+def test_an_encoder_that_numbers_positions_from_its_padding_token_keeps_its_id(pairs, tmp_path):
+    teacher = xlm_roberta(tmp_path / "teacher")
+    model, tokenizer = graft(teacher, pairs, tmp_path / "student", "--max_position_embeddings", "24")
+    assert (tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (0, 1, 2)
+    assert tokenizer("plants")["input_ids"][0] == 0 and model.config.pad_token_id == 1
+    assert model.config.max_position_embeddings == 26
+    old = SentenceEncoder.from_pretrained(teacher).transformer.embeddings.position_embeddings.weight
+    assert torch.equal(model.embeddings.position_embeddings.weight[2:], old[2:26])
+
+
+def test_graft_onto_an_existing_tokenizer_without_pairs(teacher, tmp_path):
+    tokenizer = train_tokenizer(iter(["I love plants", "amo le piante"] * 20), 60, lowercase=True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    command = ["graft", "--encoder_model_name_or_path", teacher, "--output_dir", str(tmp_path / "student")]
+    run(main, build_parser().parse_args([*command, "--tokenizer_name_or_path", str(tmp_path / "tokenizer")]))
+    model, found = (kind.from_pretrained(tmp_path / "student") for kind in (AutoModel, AutoTokenizer))
+    assert found.get_vocab() == tokenizer.get_vocab()
+    old = SentenceEncoder.from_pretrained(teacher)
+    expected = start_embeddings(old.transformer.get_input_embeddings().weight.detach(), old.tokenizer, tokenizer)
+    assert torch.equal(model.get_input_embeddings().weight, expected)
 
 
 def test_the_same_call_gives_the_same_bytes(pairs, teacher, tmp_path):
@@ -82,6 +234,8 @@ def test_capitals_stay_where_the_teacher_reads_them():
         (["--pairs_dir", "nowhere"], "nowhere is no folder of build_pairs.py"),
         (["--encoder_model_name_or_path", "./nowhere"], "nowhere does not exist"),
         (["--vocab_size", "20"], "--vocab_size 20 is too small for"),
+        (["--num_layers", "3"], "--num_layers 3: the encoder has 2"),
+        (["--max_position_embeddings", "65"], "--max_position_embeddings 65: the encoder has 64 positions"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, tmp_path, capfd, more, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import saved, tiny_encoder
 from sentence_transformers import SentenceTransformer
+from tokenizers import normalizers
 from torch import nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
@@ -43,6 +44,46 @@ def test_folder_written_by_sentence_transformers_is_read(tmp_path):
     np.testing.assert_allclose(
         ours.encode(SENTENCES), SentenceTransformer(str(tmp_path / "b"), device="cpu").encode(SENTENCES), atol=1e-6
     )
+
+
+def test_several_poolings_are_concatenated_as_sentence_transformers_does(tmp_path):
+    ours = tiny_encoder(pooling="cls+mean", normalize=True)
+    folder = saved(ours, tmp_path / "model")
+    peer = SentenceTransformer(folder, device="cpu")
+    peer.save(str(tmp_path / "again"))
+    for path in (folder, str(tmp_path / "again")):
+        again = SentenceEncoder.from_pretrained(path)
+        assert again.pooling == "cls+mean" and again.dimension == 64
+        np.testing.assert_allclose(again.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
+
+
+def test_the_default_prompt_is_put_before_every_sentence(tmp_path):
+    prompts = {"query": "Amo ", "passage": "x y "}
+    ours = tiny_encoder(prompts=prompts, default_prompt_name="query")
+    peer = SentenceTransformer(saved(ours, tmp_path / "model"), device="cpu")
+    assert {name: peer.prompts[name] for name in prompts} == prompts
+    again = SentenceEncoder.from_pretrained(str(tmp_path / "model"))
+    np.testing.assert_allclose(again.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
+    assert np.abs(again.encode(SENTENCES) - tiny_encoder().encode(SENTENCES)).max() > 1e-3
+    silent = tiny_encoder(prompts=prompts)
+    np.testing.assert_array_equal(silent.encode(SENTENCES), tiny_encoder().encode(SENTENCES))
+
+
+def test_do_lower_case_of_old_folders(tmp_path):
+    ours = tiny_encoder()
+    ours.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    folder = saved(ours, tmp_path / "model")
+    (tmp_path / "model/sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": true}')
+    again, peer = SentenceEncoder.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(again.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
+    assert np.abs(again.encode(SENTENCES) - ours.encode(SENTENCES)).max() > 1e-3
+
+
+def test_dense_weights_of_old_folders(tmp_path):
+    ours = tiny_encoder(dense=nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh())))
+    folder = saved(ours, tmp_path / "model")
+    (tmp_path / "model/2_Dense/model.safetensors").unlink()
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(folder).encode(SENTENCES), ours.encode(SENTENCES))
 
 
 def test_demo_teacher_gives_the_vectors_of_sentence_transformers():
@@ -130,20 +171,50 @@ def test_long_sentences_are_cut_at_the_limit():
         ("no config", "has no config.json"),
         ("module", "sentence_transformers.models.LSTM, which is not supported"),
         ("pooling", "the pooling must be one of"),
+        ("instructor", "a pooling that leaves out the prompt"),
+        ("residual", "a Dense layer with a residual or on tokens is not supported"),
+        ("order", "sentence_transformers.models.Dense after Normalize, which is not supported"),
+        ("prompt", "its default prompt 'nothing' is not among its prompts \\['query'\\]"),
+        ("tokenizer", "has no tokenizer"),
         ("weights", "cannot be loaded as a model"),
+        ("cut weights", "cannot be loaded as a model"),
+        ("no JSON", "cannot be loaded as a model"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, damage, message):
     folder = tmp_path / "model"
-    saved(tiny_encoder(), folder)
+    dense = nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh()))
+    saved(tiny_encoder(dense=dense, normalize=True), folder)
+
+    def change(path, old, new):
+        text = (folder / path).read_text()
+        assert old in text
+        (folder / path).write_text(text.replace(old, new))
+
     if damage == "no config":
         for path in folder.glob("**/config.json"):
             path.unlink()
     elif damage == "module":
-        text = (folder / "modules.json").read_text()
-        (folder / "modules.json").write_text(text.replace("models.Pooling", "models.LSTM"))
+        change("modules.json", "models.Pooling", "models.LSTM")
     elif damage == "pooling":
         (folder / "1_Pooling/config.json").write_text("{}")
+    elif damage == "instructor":
+        change("1_Pooling/config.json", "{", '{"include_prompt": false,')
+    elif damage == "residual":
+        change("2_Dense/config.json", "{", '{"use_residual": true,')
+    elif damage == "order":
+        modules = json.loads((folder / "modules.json").read_text())
+        (folder / "modules.json").write_text(json.dumps([modules[0], modules[1], modules[3], modules[2]]))
+    elif damage == "prompt":
+        settings = '{"prompts": {"query": "x"}, "default_prompt_name": "nothing"}'
+        (folder / "config_sentence_transformers.json").write_text(settings)
+    elif damage == "tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    elif damage == "cut weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    elif damage == "no JSON":
+        (folder / "modules.json").write_text("[")
     else:
         (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=message):

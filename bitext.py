@@ -1,0 +1,160 @@
+"""Bitext retrieval: how often a sentence's nearest neighbour in the other language is its translation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill_utils import UserError, load_pairs, read_json
+from languages import required_tag
+from textfiles import read_aligned_lines
+
+BLOCK = 4096  # sentences of either side whose similarities are in memory at a time: 64 MB of fp32
+
+
+class Bitext(NamedTuple):
+    """Sentences and their translations, line by line."""
+
+    name: str  # 'en-it': source English, target Italian; with 'NAME/' before it where the spec was given a name
+    languages: tuple[str, str]
+    sources: list[str]
+    targets: list[str]
+    spec: str
+
+
+def read_bitext(spec: str, name: str = "") -> list[Bitext]:
+    """The first language of line-aligned files with each of the others; or a folder of build_pairs.py.
+
+    Of a folder the split `test` is taken, or `dev` if there is none; 'FOLDER:SPLIT' takes another. UserError for
+    files of unequal length, empty lines, or fewer than two pairs.
+    """
+    pairs = _aligned_files(spec) if "{" in spec else _pairs_folder(spec)
+    prefix = name and f"{name}/"
+    bitexts = [
+        Bitext(prefix + "-".join(languages), languages, sources, targets, spec)
+        for languages, (sources, targets) in pairs.items()
+    ]
+    for bitext in bitexts:
+        if len(bitext.sources) < 2:
+            raise UserError(f"{spec} holds {len(bitext.sources)} pairs of {bitext.name}: retrieval needs at least two")
+    return bitexts
+
+
+def _aligned_files(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+    lines = read_aligned_lines(spec)
+    tags = {tag: required_tag(tag, spec) for tag in lines}
+    if len(set(tags.values())) < max(2, len(tags)):
+        raise UserError(f"{spec} must name two different languages or more, found {' '.join(tags)}")
+    for tag, sentences in lines.items():
+        for number, sentence in enumerate(sentences, 1):
+            if not sentence.strip():
+                raise UserError(f"{spec}: line {number} of {tag} is empty: remove it from all of the files")
+    first, *others = lines
+    return {(tags[first], tags[other]): (lines[first], lines[other]) for other in others}
+
+
+def _pairs_folder(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+    path, _, split = spec.partition(":")
+    if not Path(path).is_dir():
+        raise UserError(f"{spec}: give line-aligned files in quoted braces ('tatoeba.{{en,it}}') or a pairs folder")
+    pairs = load_pairs(path)
+    split = split or ("test" if "test" in pairs else "dev")
+    if split not in pairs:
+        raise UserError(f"{path} has no split {split!r}: it has {', '.join(pairs)}")
+    source_language = read_json(Path(path) / "args.json", {}).get("source_language", "en")
+    found = {}
+    for source, targets in zip(pairs[split]["source"], pairs[split]["targets"], strict=True):
+        for target in targets:
+            sources, sentences = found.setdefault((source_language, target["language"]), ([], []))
+            sources.append(source)
+            sentences.append(target["sentence"])
+    return dict(sorted(found.items()))
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def cosine_blocks(source: np.ndarray, target: np.ndarray, device, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The cosines of all sources with all targets, a block of each at a time, with the rows of both."""
+
+    def blocks(vectors: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(vectors), block):
+            rows = slice(start, min(start + block, len(vectors)))
+            yield rows, torch.nn.functional.normalize(torch.from_numpy(vectors[rows]).to(device, torch.float32), dim=1)
+
+    for rows, queries in blocks(source):
+        for columns, answers in blocks(target):
+            yield rows, columns, queries @ answers.T
+
+
+def neighbourhood(source: np.ndarray, target: np.ndarray, k: int, device, block: int) -> tuple[Tensor, Tensor]:
+    """The mean cosine of each source (n,) with its k nearest targets, and of each target (m,) with its k sources."""
+    k = min(k, len(source), len(target))
+    nearest = [torch.full((len(side), k), -torch.inf, device=device) for side in (source, target)]
+    for rows, columns, cosines in cosine_blocks(source, target, device, block):
+        for kept, here, scores in ((nearest[0], rows, cosines), (nearest[1], columns, cosines.T)):
+            best = scores.topk(min(k, scores.shape[1]), dim=1).values
+            kept[here] = torch.cat([kept[here], best], dim=1).topk(k, dim=1).values
+    return nearest[0].mean(1), nearest[1].mean(1)
+
+
+def nearest_neighbours(
+    source: np.ndarray, target: np.ndarray, margin_k: int = 0, device="cpu", block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest target of each source (n,), and the nearest source of each target (m,), as row numbers.
+
+    By cosine; with `margin_k` by the ratio of the cosine to the mean of both sentences' cosines with their k nearest
+    neighbours, which tells a good match from a sentence that is near to everything (Artetxe & Schwenk 2019, arXiv
+    1811.01136, equation 2 with the ratio margin). Blockwise: n x m numbers are never in memory at once. Of equals
+    the first is taken.
+    """
+    around = neighbourhood(source, target, margin_k, device, block) if margin_k else None
+    best = [torch.full((len(side),), -torch.inf, device=device) for side in (source, target)]
+    found = [torch.zeros(len(side), dtype=torch.long, device=device) for side in (source, target)]
+    for rows, columns, scores in cosine_blocks(source, target, device, block):
+        if around is not None:
+            scores = 2 * scores / (around[0][rows, None] + around[1][columns])
+        for side, here, there, dim in ((0, rows, columns, 1), (1, columns, rows, 0)):
+            # Where the highest stands is asked only of the few rows that a block has something better for.
+            highest = scores.amax(dim)
+            better = torch.nonzero(highest > best[side][here])[:, 0]
+            best[side][here.start + better] = highest[better]
+            found[side][here.start + better] = scores.index_select(1 - dim, better).argmax(dim) + there.start
+    return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+
+def translation_hits(
+    sources: list[str], targets: list[str], source: np.ndarray, target: np.ndarray, **search
+) -> np.ndarray:
+    """Whether each source finds its translation, and each target its source: (2, n) bool.
+
+    As in sentence-transformers' TranslationEvaluator it is enough to find the same text: a sentence may occur twice.
+    source, target: their vectors (n, dimension); `search` goes to `nearest_neighbours`.
+    """
+    hits, found = [], nearest_neighbours(source, target, **search)
+    for sentences, rows in zip((targets, sources), found, strict=True):
+        first = {}
+        text = np.array([first.setdefault(sentence, row) for row, sentence in enumerate(sentences)])
+        hits.append(text[rows] == text)
+    return np.stack(hits)
+
+
+def translation_accuracy(hits: np.ndarray) -> dict[str, float]:
+    """Accuracies of `translation_hits`, named as in sentence-transformers."""
+    src2trg, trg2src = hits.mean(1).tolist()
+    return {"src2trg_accuracy": src2trg, "trg2src_accuracy": trg2src, "mean_accuracy": (src2trg + trg2src) / 2}
+
+
+def negative_mse(bitext: Bitext, vector: dict[str, np.ndarray], teacher: dict[str, np.ndarray]) -> float:
+    """Mean squared error of the targets' vectors to the teacher's of their sources, times -100 so that more is better.
+
+    As sentence-transformers' MSEEvaluator has it. nan where the two have vectors of different width.
+    """
+    if len(vector[bitext.targets[0]]) != len(teacher[bitext.sources[0]]):
+        return float("nan")
+    pairs = zip(bitext.sources, bitext.targets, strict=True)
+    errors = (np.square(teacher[source] - vector[target]).mean(dtype=np.float64) for source, target in pairs)
+    return -100 * sum(errors) / len(bitext.sources)

@@ -1,0 +1,100 @@
+"""Could it be chance? Intervals and paired tests by resampling a test set's rows (Efron & Tibshirani 1993).
+
+A resample is kept as counts, how often it takes each row, and never as the rows themselves: so the exact ranks in it
+are running sums over rows that were sorted once. Equal (rows, samples, seed) give equal resamples, so the scores of two
+models on them are pairs.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+NUMBERS = 1 << 16  # counts in memory at a time: few enough for a core's cache, enough to keep numpy busy
+
+
+def row_counts(rows: int, samples: int, seed) -> Iterator[np.ndarray]:
+    """How often each resample takes each row: blocks (rows, resamples) float64, `samples` resamples in all."""
+    random = np.random.default_rng(seed)
+    size = max(1, NUMBERS // rows)
+    for start in range(0, samples, size):
+        block = min(size, samples - start)
+        taken = random.integers(rows, size=(block, rows)) * block + np.arange(block)[:, None]
+        yield np.bincount(taken.ravel(), minlength=rows * block).reshape(rows, block).astype(np.float64)
+
+
+class Ranks:
+    """Ranks of values (rows,) within any resample of them; equal values share the mean of their ranks."""
+
+    def __init__(self, values: np.ndarray):
+        self.order = np.argsort(values, kind="stable")
+        ordered = values[self.order]
+        self.last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])  # of each run of equal values
+        self.run = np.empty(len(values), dtype=int)
+        self.run[self.order] = np.repeat(np.arange(len(self.last)), np.diff(self.last, prepend=-1))
+
+    def centred(self, counts: np.ndarray) -> np.ndarray:
+        """Ranks minus their mean, (rows, resamples), in resamples given as counts of that shape."""
+        ends = np.cumsum(counts[self.order], axis=0)[self.last]
+        # A run has the ranks from 1 after the last run's end to its own end; all ranks have the mean (rows + 1) / 2.
+        centres = ends - len(counts)
+        centres[1:] += ends[:-1]
+        return (centres / 2)[self.run]
+
+
+def resampled_correlations(predictions: np.ndarray, gold: np.ndarray, samples: int, seed) -> np.ndarray:
+    """Spearman's and Pearson's correlation of each prediction with the gold scores in the same resamples.
+
+    predictions: (predictions, rows), gold: (rows,). Returns (2, predictions, samples); nan where a resample does not
+    vary. For Spearman the rows of each resample are ranked anew, exactly: ranks kept from the whole set would give
+    another statistic, since a resample repeats rows and so has more ties.
+    """
+    ranks, gold_ranks = [Ranks(prediction) for prediction in predictions], Ranks(gold)
+    deviations, gold_deviations = (x - x.mean(-1, keepdims=True) for x in (predictions.astype(np.float64), gold))
+    blocks = []
+    for counts in row_counts(len(gold), samples, seed):
+        gold_ranked = gold_ranks.centred(counts)
+        spearman = [_correlation(counts, ranked.centred(counts), gold_ranked) for ranked in ranks]
+        pearson = [_pearson(counts, values, gold_deviations) for values in deviations]
+        blocks.append(np.array([spearman, pearson]))
+    result = np.concatenate(blocks, axis=2)
+    # Ranks show exactly where values do not vary; Pearson's sums leave a rounding error there.
+    result[1][np.isnan(result[0])] = np.nan
+    return result
+
+
+def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation (resamples,) of x and y, (rows, resamples) with mean 0."""
+    xy, xx, yy = (np.einsum("nb,nb,nb->b", counts, *pair) for pair in ((x, y), (x, x), (y, y)))
+    with np.errstate(invalid="ignore"):
+        return xy / np.sqrt(xx * yy)
+
+
+def _pearson(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation (resamples,) of x and y, (rows,), from their sums in each resample."""
+    x, y, xx, yy, xy = np.stack([x, y, x * x, y * y, x * y]) @ counts / len(counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (xy - x * y) / np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
+
+
+def resampled_means(values: np.ndarray, samples: int, seed) -> np.ndarray:
+    """Means (k, samples) of values (k, rows) in the same resamples."""
+    rows = values.shape[1]
+    return np.concatenate([values @ counts for counts in row_counts(rows, samples, seed)], axis=1) / rows
+
+
+def interval(resamples: np.ndarray) -> list[float] | None:
+    """95% of the resampled scores lie in it (percentile bootstrap). Undefined ones are left out; None if all are."""
+    defined = resamples[~np.isnan(resamples)]
+    return np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else None
+
+
+def paired_test(difference: float, resamples: np.ndarray) -> dict:
+    """A difference of two models' scores with its 95% interval, and how likely chance alone gives one as large.
+
+    `resamples`: the difference in each resample. The two-sided p-value is twice the share of resamples on the other
+    side of zero, that of the whole set counted among them, so it is never 0 (Davison & Hinkley 1997, ch. 4).
+    """
+    defined = resamples[~np.isnan(resamples)]
+    other_side = min((defined <= 0).sum(), (defined >= 0).sum())
+    p_value = min(1.0, 2 * (other_side + 1) / (len(defined) + 1))
+    return {"difference": difference, "ci": interval(resamples), "p_value": float(p_value)}

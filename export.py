@@ -1,0 +1,171 @@
+"""A model to hand to others: a sentence-transformers folder with its scores, verified, and its model card."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+
+import train_distill
+from bitext import Bitext
+from distill_utils import UserError, read_json, write_json
+from encoder import SentenceEncoder
+from report import bitext_table, markdown, number, sts_tables, summary_table
+from sts import StsSet
+
+USE = """\
+    from sentence_transformers import SentenceTransformer
+    vectors = SentenceTransformer("path/to/this/folder").encode(["I love plants", "amo le piante"])"""
+TOLERANCE = 1e-5  # between the vectors of a model and those of its folder, opened again
+
+
+def export_model(
+    folder: Path, encoder: SentenceEncoder, dtype: torch.dtype, scores: dict, card: str, sample: list[str]
+) -> None:
+    """Fill an empty folder with the model, scores.json and README.md; open it again and compare vectors.
+
+    RuntimeError where the vectors of the sample sentences differ by more than TOLERANCE: then the folder is no good.
+    """
+    encoder.save(folder, dtype)
+    write_json(folder / "scores.json", scores)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    again = SentenceEncoder.from_pretrained(str(folder)).to(next(encoder.parameters()).device)
+    difference = np.abs(again.encode(sample) - encoder.encode(sample)).max()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the exported model's vectors differ from its own by {difference:.1e}: it is not written")
+
+
+def push(folder: str, repo_id: str) -> None:
+    """Upload an export to the hub, but for args.json, which is about this machine. UserError where that fails."""
+    try:
+        HfApi().create_repo(repo_id, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=["args.json"])
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"{folder} is whole but could not be pushed to {repo_id} ({reason}): push it again") from error
+
+
+# ---------------------------------------------------------------- the model card
+
+
+def training_of(path: str) -> dict | None:
+    """How a student of train_distill.py was made, from what lies beside it; None for any other model."""
+    given = read_json(Path(path) / "args.json", {})
+    if "teacher_model_name_or_path" not in given or "pairs_dir" not in given:
+        return None
+    report = read_json(Path(given["pairs_dir"]) / "report.json", {})
+    pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
+    source = read_json(Path(given["pairs_dir"]) / "args.json", {}).get("source_language", "en")
+    return {
+        "teacher": given["teacher_model_name_or_path"],
+        "student": given["student_model_name_or_path"],
+        "corpora": [corpus["corpus"] for corpus in report.get("corpora", [])],
+        "pairs": pairs,
+        "languages": [source, *pairs] if pairs else [],
+        "command": command_line("accelerate launch train_distill.py", train_distill.build_parser(), given),
+    }
+
+
+def command_line(script: str, parser: argparse.ArgumentParser, given: dict) -> str:
+    """The call of a script, without the options that have their defaults."""
+    words = [script]
+    for name, value in given.items():
+        if value != parser.get_default(name):
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words.append(" ".join([f"--{name}", *(shlex.quote(str(one)) for one in values)]))
+    return " \\\n      ".join(words)
+
+
+def hub_id(name: str) -> str | None:
+    """`name` if it can be an id on the hub and is no path here."""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def set_title(spec: str) -> str:
+    """'data/stsb-{en,it}-test.csv' -> 'stsb-test', 'mteb/sts17:{en-de}:test' -> 'sts17'."""
+    return re.sub(r"[-_.]?\{.*?\}", "", Path(spec.partition(":")[0]).name).split(".")[0] or "unknown"
+
+
+def evaluation_results(entry: dict, sets: list[StsSet], bitexts: list[Bitext]) -> list[EvalResult]:
+    """The scores as the hub's `model-index`, tasks and metrics named as sentence-transformers does."""
+    tasks = [("semantic-similarity", "Semantic Similarity", "sts", sets, ["spearman_cosine", "pearson_cosine"])]
+    tasks.append(("translation", "Translation", "bitext", bitexts, ["mean_accuracy"]))
+    results = []
+    for task, task_name, kind, scored, metrics in tasks:
+        for one in scored:
+            for metric in metrics:
+                value = entry[kind][one.name][metric]
+                if value is not None:
+                    results.append(
+                        EvalResult(
+                            task_type=task,
+                            task_name=task_name,
+                            dataset_type=hub_id(re.split("[:@]", one.spec)[0]) or "unknown",
+                            dataset_name=f"{set_title(one.spec)} {one.name}",
+                            dataset_config=one.name,
+                            metric_type=metric,
+                            metric_name=metric.replace("_", " ").capitalize(),
+                            metric_value=value,
+                        )
+                    )
+    return results
+
+
+def fp16_loss(entry: dict) -> str:
+    """What fp16 weights cost, in words; nothing for a model in fp32."""
+    lost = entry.get("compared_with", {}).get("fp32", {}).get("summary", {})
+    losses = ", ".join(f"{name} {number(test['difference'], '+', digits=2)}" for name, test in lost.items())
+    return f"; weights in fp16, against those in fp32: {losses}" if lost else ""
+
+
+def model_card(
+    entry: dict, sets: list[StsSet], bitexts: list[Bitext], encoder: SentenceEncoder, training: dict | None
+) -> str:
+    """README.md of an export: metadata that the hub reads, use, scores, how it was trained."""
+    spoken = [language for one in sets for language in one.languages]
+    spoken += [language for one in bitexts for language in one.languages]
+    languages = list(dict.fromkeys([*(training["languages"] if training else []), *spoken]))
+    data = ModelCardData(
+        language=list(dict.fromkeys(language.split("-")[0] for language in languages)),
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "sentence-similarity", "feature-extraction"],
+        base_model=hub_id(training["student"]) if training else None,
+        model_name=entry["name"],
+        eval_results=evaluation_results(entry, sets, bitexts),
+    )
+    made = f"exported from `{entry['path']}`"
+    if training:
+        article = "[Reimers & Gurevych 2020](https://arxiv.org/abs/2004.09813)"
+        made = f"taught by multilingual knowledge distillation ({article})"
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {entry['name']}",
+        f"A sentence-embedding model for {', '.join(languages)}, {made}. A vector has {encoder.dimension} dimensions.",
+        USE,
+    ]
+    if encoder.prompt:
+        parts.append(f"Every sentence is encoded with the prompt {encoder.prompt!r} before it, by default.")
+    parts.append("## Scores")
+    parts.append(markdown(summary_table([entry])))
+    parts.append(f"Means x 100 with 95% bootstrap intervals{fp16_loss(entry)}.")
+    if sets:
+        titles = ", ".join(dict.fromkeys(set_title(one.spec) for one in sets))
+        parts.append(
+            f"Semantic textual similarity ({titles}): Spearman x 100 of cosine; row: language of sentence1, column: of "
+            "sentence2."
+        )
+        parts += [markdown(table) for table in sts_tables([entry], sets)]
+    if bitexts:
+        parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
+    if training:
+        parts += ["## Training", f"Teacher: `{training['teacher']}`. Student at the start: `{training['student']}`."]
+        if training["pairs"]:
+            counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
+            parts.append(f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}.")
+        parts.append(f"    {training['command']}")
+    return "\n\n".join(parts) + "\n"

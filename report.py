@@ -1,0 +1,307 @@
+"""Scores for people: tables for the terminal, Markdown and CSV, heatmaps. All values x 100."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from tabulate import tabulate
+
+from sts import StsSet
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+WIDTH = 80  # columns of a terminal
+BITEXT_COLUMNS = {
+    "src2trg_accuracy": "src2trg",
+    "trg2src_accuracy": "trg2src",
+    "mean_accuracy": "mean",
+    "margin_mean_accuracy": "mean, by margin",
+    "negative_mse": "negative MSE",
+}
+
+
+class Table(NamedTuple):
+    """Rows of cells under headers; the first column names the row."""
+
+    headers: list[str]
+    rows: list[list[str]]
+
+
+class Grid(NamedTuple):
+    """The sets of one name, by the languages of sentence1 and sentence2."""
+
+    title: str
+    languages: list[str]
+    names: dict[tuple[str, str], str]
+
+    @property
+    def full(self) -> bool:
+        """Whether there is a set for every ordered pair of languages."""
+        return len(self.names) == len(self.languages) ** 2
+
+    def matrix(self, values: dict[str, float]) -> np.ndarray:
+        """Values by set name as (languages of sentence1, languages of sentence2); nan where there is none."""
+        return np.array(
+            [[values.get(self.names.get((one, other)), np.nan) for other in self.languages] for one in self.languages]
+        )
+
+
+def grids(sets: list[StsSet]) -> list[Grid]:
+    """The sets by the name that their spec was given."""
+    found = {}
+    for pairs in sets:
+        grid = found.setdefault(pairs.name.rpartition("/")[0], Grid(pairs.name.rpartition("/")[0], [], {}))
+        grid.languages.extend(language for language in pairs.languages if language not in grid.languages)
+        grid.names[pairs.languages] = pairs.name
+    return list(found.values())
+
+
+def percent(value: float | None) -> float:
+    """x 100; nan for what is undefined."""
+    return np.nan if value is None else 100 * value
+
+
+def spearman(entry: dict) -> dict[str, float]:
+    """Spearman x 100 of cosine by set name."""
+    return {name: percent(scores["spearman_cosine"]) for name, scores in entry["sts"].items()}
+
+
+# ---------------------------------------------------------------- tables
+
+
+def number(value: float | None, sign: str = "", digits: int = 1) -> str:
+    """x 100; '-' for what is undefined."""
+    # Adding 0 makes -0.0 a 0.0.
+    return "-" if value is None else f"{round(100 * value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def with_interval(value: float | None, ci: list[float] | None, sign: str = "") -> str:
+    """'79.8 [77.9, 81.5]'."""
+    return number(value) if ci is None else f"{number(value, sign)} [{number(ci[0], sign)}, {number(ci[1], sign)}]"
+
+
+def significant(test: dict) -> bool:
+    """Whether a difference is unlikely to be chance."""
+    return test["difference"] is not None and test["p_value"] < 0.05
+
+
+def starred(test: dict) -> str:
+    """A difference, with a star where it is significant."""
+    return number(test["difference"], "+") + "*" * significant(test)
+
+
+def matrix_table(grid: Grid, corner: str, cells: dict[str, str]) -> Table:
+    """Cells by set name; row: language of sentence1, column: language of sentence2."""
+    rows = [[one, *(cells.get(grid.names.get((one, other)), "") for other in grid.languages)] for one in grid.languages]
+    return Table([corner, *grid.languages], rows)
+
+
+def list_table(grid: Grid, columns: dict[str, dict[str, str]]) -> Table:
+    """A row for each set of a grid that is not full; `columns`: cells by set name, by header."""
+    names = list(grid.names.values())
+    return Table(["", *columns], [[name, *(cells.get(name, "-") for cells in columns.values())] for name in names])
+
+
+def sts_tables(entries: list[dict], sets: list[StsSet]) -> list[Table]:
+    """Each model's matrix; where not every pair of languages is there, one list for all models."""
+    cells = {
+        entry["name"]: {name: number(scores["spearman_cosine"]) for name, scores in entry["sts"].items()}
+        for entry in entries
+    }
+    tables = []
+    for grid in grids(sets):
+        if grid.full:
+            corners = {name: f"{grid.title} {name}".strip() for name in cells}
+            tables += [matrix_table(grid, corners[name], values) for name, values in cells.items()]
+        else:
+            tables.append(list_table(grid, cells))
+    return tables
+
+
+def difference_tables(entry: dict, other: str, sets: list[StsSet]) -> list[Table]:
+    """What a model gained on another in each set."""
+    title = f"{entry['name']} minus {other}"
+    cells = {name: starred(test) for name, test in entry["compared_with"][other]["sts"].items()}
+    return [
+        matrix_table(grid, f"{grid.title} {title}".strip(), cells) if grid.full else list_table(grid, {title: cells})
+        for grid in grids(sets)
+    ]
+
+
+def summary_table(entries: list[dict]) -> Table:
+    """A model in one line: its means with 95% intervals."""
+    names = list(entries[0]["summary"])
+    rows = [[entry["name"], *(with_interval(**entry["summary"][name]) for name in names)] for entry in entries]
+    return Table(["mean", *names], rows)
+
+
+def gain_table(entry: dict) -> Table:
+    """What a model gained on each other in the means, with 95% intervals and p-values."""
+    rows = []
+    for other, compared in entry["compared_with"].items():
+        for name, test in compared["summary"].items():
+            gain = with_interval(test["difference"], test["ci"], "+")
+            rows.append([f"{name} on {other}", gain, f"{test['p_value']:.3f}"])
+    return Table([f"gain of {entry['name']}", "95% interval", "p"], rows)
+
+
+def bitext_table(entries: list[dict]) -> Table:
+    """Translation accuracies x 100 and negative MSE, a row for each bitext and model."""
+    columns = [key for key in BITEXT_COLUMNS if key in next(iter(entries[0]["bitext"].values()))]
+    rows = []
+    for name in entries[0]["bitext"]:
+        for entry in entries:
+            scores = entry["bitext"][name]
+            cells = [number(scores[key]) for key in columns if key != "negative_mse"]
+            if "negative_mse" in columns:  # x 100 already
+                cells.append("-" if scores["negative_mse"] is None else f"{scores['negative_mse']:.2f}")
+            rows.append([f"{name} {entry['name']}", *cells])
+    return Table(["", *(BITEXT_COLUMNS[key] for key in columns)], rows)
+
+
+def detail_table(entry: dict) -> Table:
+    """Every STS set of a model: Spearman and Pearson of cosine with 95% intervals."""
+    rows = []
+    for name, scores in entry["sts"].items():
+        kinds = ("spearman_cosine", "pearson_cosine")
+        rows.append([name, str(scores["n"]), *(with_interval(scores[kind], scores[f"{kind}_ci"]) for kind in kinds)])
+    return Table([entry["name"], "n", "Spearman", "Pearson"], rows)
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub shows it."""
+    align = ("left", *["right"] * (len(table.headers) - 1))
+    return tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def terminal(table: Table, width: int = WIDTH) -> str:
+    """A table of at most `width` columns; one that is wider goes on below, under its first column again."""
+    parts, start = [], 1
+    while start < len(table.headers):
+        for stop in range(len(table.headers), start, -1):
+            keep = [0, *range(start, stop)]
+            headers, rows = ([[row[i] for i in keep] for row in part] for part in ([table.headers], table.rows))
+            align = ("left", *["right"] * (len(keep) - 1))
+            text = tabulate(rows, headers[0], disable_numparse=True, colalign=align)
+            if max(map(len, text.splitlines())) <= width:
+                break
+        parts.append(text)
+        start = stop
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- the terminal and the files
+
+
+def print_scores(entries: list[dict], sets: list[StsSet]) -> None:
+    """Each model's sets, what the last model gained on the one before, the means, what was gained in them."""
+    last = entries[-1]
+    tables = [bitext_table(entries)] if last["bitext"] else []
+    if sets:
+        sizes = sorted({scores["n"] for scores in last["sts"].values()})
+        pairs = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        print(f"\nSTS, {pairs} pairs: Spearman x 100 of cosine similarity")
+        print("row: language of sentence1, column: language of sentence2")
+        differences = difference_tables(last, entries[-2]["name"], sets) if len(entries) > 1 else []
+        tables = [*sts_tables(entries, sets), *differences, *tables]
+    tables.append(summary_table(entries))
+    if len(entries) > 1:
+        tables.append(gain_table(last))
+    print("".join(f"\n{terminal(table)}\n" for table in tables), end="")
+    print(NOTES if len(entries) > 1 else NOTES.splitlines()[0])
+
+
+NOTES = """[ ]: 95% interval by bootstrap over the pairs
+p: paired bootstrap test of the difference; *: p < 0.05, each set by itself"""
+
+
+def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> None:
+    """Everything as Markdown."""
+    entries = [entry for entry in scores["models"] if "error" not in entry]
+    last = entries[-1]
+    lines = ["# Scores", "", f"    {command}", ""]
+    for entry in scores["models"]:
+        lines.append(
+            f"- {entry['name']}: `{entry['path']}`" + (f", not scored: {entry['error']}" if "error" in entry else "")
+        )
+    blocks = ["\n".join(lines), "## Means", markdown(summary_table(entries))]
+    if len(entries) > 1:
+        blocks += [f"## What {last['name']} gained", markdown(gain_table(last))]
+    blocks.append("\n".join(f"    {line}" for line in NOTES.splitlines()))
+    if sets:
+        blocks += [
+            "## Semantic textual similarity",
+            "Spearman x 100 of cosine; row: language of sentence1, column: of sentence2.",
+        ]
+        blocks += map(markdown, sts_tables(entries, sets))
+        for entry in entries[:-1]:
+            blocks += map(markdown, difference_tables(last, entry["name"], sets))
+        blocks.append("## Every set")
+        blocks += map(markdown, map(detail_table, entries))
+    if last["bitext"]:
+        blocks += ["## Translation accuracy", markdown(bitext_table(entries))]
+    versions = ", ".join(f"{name} {version}" for name, version in scores["versions"].items())
+    path.write_text("\n\n".join([*blocks, f"Made with {versions}."]) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, entries: list[dict]) -> None:
+    """A row for each number: model, task, set, metric, value, its 95% interval, n."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "task", "set", "metric", "value", "ci_low", "ci_high", "n"])
+        for entry in entries:
+            for task in ("sts", "bitext"):
+                for name, scores in entry[task].items():
+                    for metric, value in scores.items():
+                        if metric != "n" and not metric.endswith("_ci"):
+                            low, high = scores.get(f"{metric}_ci") or (None, None)
+                            writer.writerow([entry["name"], task, name, metric, value, low, high, scores["n"]])
+
+
+def draw_heatmap(
+    path: Path, title: str, sets: list[StsSet], values: dict[str, float], marks: dict[str, str] | None
+) -> None:
+    """Values x 100 by the languages of both sentences; with `marks`, which stand after them, as a difference."""
+    panels = grids(sets)
+    sizes = [0.9 + 0.45 * max(len(grid.languages), 4) for grid in panels]
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(sum(sizes) + 1, max(sizes) + 0.4),
+        width_ratios=sizes,
+        squeeze=False,
+        layout="constrained",
+    )
+    highest = max([1, *(abs(value) for value in values.values() if not np.isnan(value))])
+    lowest = min([0, *(value for value in values.values() if not np.isnan(value))])
+    low, high, colours, form = (lowest, 100, "viridis", ".0f") if marks is None else (-highest, highest, "RdBu", "+.0f")
+    for panel, grid in zip(axes[0], panels, strict=True):
+        image = panel.imshow(grid.matrix(values), vmin=low, vmax=high, cmap=colours)
+        panel.set_xticks(range(len(grid.languages)), grid.languages)
+        panel.set_yticks(range(len(grid.languages)), grid.languages)
+        panel.set(title=grid.title, xlabel="sentence2", ylabel="sentence1")
+        for (one, other), name in grid.names.items():
+            red, green, blue, _ = image.cmap(image.norm(values[name]))
+            colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
+            text = "-" if np.isnan(values[name]) else f"{values[name]:{form}}{(marks or {}).get(name, '')}"
+            place = grid.languages.index(other), grid.languages.index(one)
+            panel.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
+    figure.suptitle(title)
+    figure.colorbar(image, ax=axes, label="Spearman x 100" if marks is None else "difference x 100 (* p < 0.05)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_heatmaps(folder: Path, entries: list[dict], sets: list[StsSet]) -> None:
+    """One picture for each model, and one for what the last gained on each other."""
+    for entry in entries:
+        draw_heatmap(folder / f"heatmap-{entry['name']}.png", entry["name"], sets, spearman(entry), None)
+    last = entries[-1]
+    for other, compared in last.get("compared_with", {}).items():
+        values = {name: percent(test["difference"]) for name, test in compared["sts"].items()}
+        marks = {name: "*" * significant(test) for name, test in compared["sts"].items()}
+        title = f"{last['name']} minus {other}"
+        draw_heatmap(folder / f"heatmap-{title.replace(' ', '-')}.png", title, sets, values, marks)

@@ -1,0 +1,173 @@
+"""An export: opens elsewhere with equal vectors, says how good it is, replaces an old one only when whole."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLES, saved, tiny_encoder
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+import export
+import train_distill
+from distill_utils import UserError
+from encoder import SentenceEncoder
+from eval_sts import build_parser, main
+from export import set_title
+
+STS = str(SAMPLES / "sts-{en,it}.csv")
+SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a"]
+
+
+def export_of(tmp_path, model, *more) -> dict:
+    """Score and export a model to tmp_path/export; its entry in the export's scores.json."""
+    command = ["--model_name_or_path", f"good={model}", "--sts", STS, "--output_dir", str(tmp_path / "scores")]
+    command += ["--bootstrap_samples", "50", "--export_dir", str(tmp_path / "export"), *more]
+    main(build_parser().parse_args(command))
+    (entry,) = json.loads((tmp_path / "export/scores.json").read_text())["models"]
+    return entry
+
+
+@pytest.mark.parametrize("top", ["plain", "dense and normalize", "prompt"])
+def test_it_opens_in_sentence_transformers_with_equal_vectors(tmp_path, top):
+    settings = {}
+    if top == "dense and normalize":
+        settings = {"dense": nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh())), "normalize": True}
+    elif top == "prompt":
+        settings = {"prompts": {"query": "I love ", "other": "x"}, "default_prompt_name": "query"}
+    model = tiny_encoder(**settings)
+    export_of(tmp_path, saved(model, tmp_path / "model"))
+    opened = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    np.testing.assert_allclose(opened.encode(SENTENCES), model.encode(SENTENCES), atol=1e-5)
+    assert top != "prompt" or opened.default_prompt_name == "query"
+
+
+def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student):
+    run_dir = tmp_path / "run"
+    command = f"--pairs_dir {pairs} --teacher_model_name_or_path {teacher} --student_model_name_or_path {student} "
+    command += f"--output_dir {run_dir} --max_train_steps 2 --eval_steps 2 --label_dtype fp16"
+    args = train_distill.build_parser().parse_args(command.split())
+    train_distill.main(args)
+    entry = export_of(tmp_path, run_dir / "student", "--bitext", pairs)
+    scores = json.loads((tmp_path / "scores/scores.json").read_text())["models"][0]
+    assert entry["sts"] == scores["sts"] and entry["bitext"] == scores["bitext"]
+
+    card = ModelCard.load(tmp_path / "export/README.md")
+    assert card.data.language == ["en", "ar", "de", "it"] and card.data.library_name == "sentence-transformers"
+    found = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
+    expected = {
+        (name, metric): one[metric]
+        for name, one in entry["sts"].items()
+        for metric in ("spearman_cosine", "pearson_cosine")
+    }
+    expected |= {(name, "mean_accuracy"): one["mean_accuracy"] for name, one in entry["bitext"].items()}
+    assert found == expected
+    counts = json.loads((Path(pairs) / "report.json").read_text())["splits"]["train"]["pairs"]
+    for part in (
+        teacher,
+        student,
+        "talks.jsonl",
+        f"ar {counts['ar']}, de {counts['de']}",
+        f"{100 * entry['sts']['en-it']['spearman_cosine']:.1f}",
+    ):
+        assert part in card.text, part
+    written = card.text[card.text.index("accelerate launch") :].replace("\\\n", " ").strip()
+    words = shlex.split(written)
+    assert words[:3] == ["accelerate", "launch", "train_distill.py"]
+    assert train_distill.build_parser().parse_args(words[3:]) == args and len(words) < 20, "defaults are left out"
+
+
+def test_a_model_from_elsewhere_has_no_training_in_its_card(tmp_path, teacher):
+    export_of(tmp_path, teacher)
+    card = (tmp_path / "export/README.md").read_text()
+    assert "## Training" not in card and f"exported from `{teacher}`" in card
+
+
+def test_fp16_weights_and_their_loss(tmp_path, capsys):
+    model = tiny_encoder(dense=nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Identity())))
+    entry = export_of(tmp_path, saved(model, tmp_path / "model"), "--export_dtype", "fp16")
+    for path in ("model.safetensors", "2_Dense/model.safetensors"):
+        weights = load_file(tmp_path / "export" / path)
+        assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float16}
+    full = json.loads((tmp_path / "scores/scores.json").read_text())["models"][0]
+    loss = entry["compared_with"]["fp32"]["sts"]["en"]["difference"]
+    assert loss == pytest.approx(entry["sts"]["en"]["spearman_cosine"] - full["sts"]["en"]["spearman_cosine"])
+    assert entry["sts"]["en"]["pearson_cosine"] != full["sts"]["en"]["pearson_cosine"]
+    within = f"within {100 * entry['compared_with']['fp32']['summary']['within']['difference'] + 0:+.2f}".replace(
+        "-0.00", "+0.00"
+    )
+    assert within in (tmp_path / "export/README.md").read_text() and within in capsys.readouterr().out
+    opened = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    rounded = SentenceEncoder.from_pretrained(str(tmp_path / "export"))
+    np.testing.assert_allclose(opened.encode(SENTENCES), rounded.encode(SENTENCES), atol=1e-5)
+    assert np.abs(rounded.encode(SENTENCES) - model.encode(SENTENCES)).max() > 1e-6
+
+
+def test_an_old_export_stays_until_the_new_one_is_whole(tmp_path, teacher, student, monkeypatch):
+    export_of(tmp_path, teacher)
+    before = {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    save = SentenceEncoder.save
+
+    def damaged(self, folder, dtype):
+        save(self, folder, dtype)
+        weights = load_file(folder / "model.safetensors")
+        key = "embeddings.word_embeddings.weight"
+        torch.nn.init.zeros_(weights[key])
+        save_file(weights, folder / "model.safetensors")
+
+    monkeypatch.setattr(SentenceEncoder, "save", damaged)
+    with pytest.raises(RuntimeError, match="the exported model's vectors differ from its own by"):
+        export_of(tmp_path, student)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    assert {path.name for path in tmp_path.iterdir()} == {"scores", "export"}, "no temporary folder is left"
+    monkeypatch.undo()
+    export_of(tmp_path, student)
+    assert (tmp_path / "export/model.safetensors").read_bytes() != before[tmp_path / "export/model.safetensors"]
+
+
+class StandInHub:
+    """Takes what HfApi is given, in place of the hub."""
+
+    calls, fails = [], False
+
+    def create_repo(self, repo_id, **settings):
+        self.calls.append(("create_repo", repo_id, settings))
+
+    def upload_folder(self, **settings):
+        if self.fails:
+            raise OSError("the hub is down.\nsecond line")
+        self.calls.append(("upload_folder", settings))
+
+
+def test_push_to_hub(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr(export, "HfApi", StandInHub)
+    export_of(tmp_path, teacher, "--push_to_hub", "someone/good")
+    create, upload = StandInHub.calls
+    assert create == ("create_repo", "someone/good", {"exist_ok": True})
+    assert upload[1] == {
+        "repo_id": "someone/good",
+        "folder_path": str(tmp_path / "export"),
+        "ignore_patterns": ["args.json"],
+    }
+    monkeypatch.setattr(StandInHub, "fails", True)
+    with pytest.raises(UserError, match=r"is whole but could not be pushed to someone/good \(the hub is down\)"):
+        export_of(tmp_path, teacher, "--push_to_hub", "someone/good")
+    assert (tmp_path / "export/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "spec, title",
+    [
+        ("data/stsb-{en,it}-test.csv", "stsb-test"),
+        ("tatoeba/tatoeba.ita-eng.{eng,ita}", "tatoeba"),
+        ("mteb/sts17-crosslingual-sts:{en-de,es-en}:test", "sts17-crosslingual-sts"),
+        ("pairs/", "pairs"),
+    ],
+)
+def test_titles_of_sets(spec, title):
+    assert set_title(spec) == title

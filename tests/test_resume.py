@@ -1,0 +1,353 @@
+"""A run may be cut anywhere and goes on as if nothing had happened: signals, kills, dead ranks, damage, full disks."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from conftest import (
+    CONFIGS,
+    ENVIRONMENT,
+    ROOT,
+    STOPPED,
+    checkpoint_steps,
+    folders,
+    launch,
+    metrics,
+    saved,
+    tiny_encoder,
+    train,
+)
+
+import agreement
+import checkpoints
+from benchmarks.kill_and_resume import acting_in, owner_of
+
+# Lines of metrics.jsonl, checkpoints and evaluations come at different steps.
+OPTIONS = (
+    "--max_train_steps 30 --logging_steps 4 --checkpointing_steps 5 --eval_steps 7 --learning_rate 1e-3 --dropout 0.1"
+)
+LATEST = ("--resume_from_checkpoint", "latest")
+
+
+@pytest.fixture(scope="module")
+def given(pairs, teacher, tmp_path_factory) -> list[str]:
+    """Options of a run whose student has dropout, but for its folders."""
+    encoder = tiny_encoder(seed=2)
+    encoder.transformer.config.hidden_dropout_prob = 0.1
+    student = saved(encoder, tmp_path_factory.mktemp("dropout") / "student")
+    models = ("--teacher_model_name_or_path", teacher, "--student_model_name_or_path", student)
+    return ["--pairs_dir", pairs, *models, *OPTIONS.split()]
+
+
+def state(folder: Path) -> dict:
+    content = json.loads((folder / "run/checkpoint-30/trainer_state.json").read_text())
+    return {key: value for key, value in content.items() if key != "seconds"}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, metrics and state are equal bit for bit."""
+    for name in ("student/model.safetensors", "checkpoint-30/model.safetensors"):
+        assert (one / "run" / name).read_bytes() == (other / "run" / name).read_bytes(), name
+    assert metrics(one) == metrics(other)
+    assert state(one) == state(other)
+
+
+@pytest.fixture(scope="module")
+def whole(given, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, _, errors = launch("train_distill.py", *given, *folders(folder), processes=1)
+    assert code == 0, errors
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(given, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("whole_of_two")
+    code, said, errors = launch("train_distill.py", *given, *folders(folder))
+    assert code == 0, errors
+    assert "2 process(es) on cpu, 1 node(s)" in said
+    return folder
+
+
+# ---------------------------------------------------------------- signals
+
+MOMENTS = {  # the function, and its call, in which a signal comes; and the step of the checkpoint then saved
+    "token ids": ("batching.tokenize", 1, None),
+    "labels": ("encoder.SentenceEncoder.forward", 1, None),
+    "the first evaluation": ("train_distill.evaluate", 1, None),
+    "a step": ("watching.Losses.add", 9, 9),
+    "a step before an evaluation": ("watching.Losses.add", 14, 14),
+    "an evaluation": ("encoder.SentenceEncoder.encode", 5, 14),
+    "a save": ("checkpoints.write_manifest", 2, 10),
+    "the last evaluation": ("train_distill.evaluate", 6, 30),
+    "the last save": ("checkpoints.write_manifest", 6, 30),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_saves_and_leaves_and_nothing_is_lost(
+    given, whole, tmp_path, monkeypatch, capsys, moment
+):
+    place, call, step = MOMENTS[moment]
+    number = agreement.SIGNALS[list(MOMENTS).index(moment) % 3]
+    owner, name = owner_of(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, acting_in(call, getattr(owner, name), lambda: signal.raise_signal(number)))
+        code = train(*given, *folders(tmp_path))
+    if moment == "the last save":
+        assert code == 0, "there was nothing left to do"
+    else:
+        assert code == STOPPED
+        said = capsys.readouterr().err
+        assert f"stopped by {number.name}: the same command with --resume_from_checkpoint latest goes on" in said
+        assert checkpoint_steps(tmp_path)[-1:] == ([] if step is None else [step])
+        assert train(*given, *folders(tmp_path), *LATEST) == 0
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_signal_cuts_local_work_short():
+    """At once, though the work would take a minute."""
+    start = time.monotonic()
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with agreement.listening(), pytest.raises(agreement.Stopped, match="stopped by SIGTERM"):
+        agreement.together(lambda: time.sleep(60), Accelerator(cpu=True))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("moment, rank", [("labels", 0), ("a step", 1), ("an evaluation", 0)])
+def test_a_signal_to_one_rank_stops_both(given, whole_of_two, tmp_path, faulty, moment, rank):
+    place, call, step = MOMENTS[moment]
+    fault = (str(rank), str(int(signal.SIGTERM)), place, str(call))
+    code, _, errors = launch(faulty, *fault, *given, *folders(tmp_path))
+    assert code == STOPPED, errors
+    assert errors.count("stopped by SIGTERM") == 1 and "Traceback" not in errors
+    assert checkpoint_steps(tmp_path)[-1:] == ([] if step is None else [step])
+    code, said, errors = launch("train_distill.py", *given, *folders(tmp_path), *LATEST)
+    assert code == 0, errors
+    assert ("resumed from" in said) == (step is not None)
+    assert_same_run(tmp_path, whole_of_two)
+
+
+def caught(number: int, process: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1 == 1
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_launcher_passes_signals_on(given, tmp_path, early):
+    """It has no process yet to pass the signal to, or has two in training."""
+    command = [sys.executable, "launch.py", "--config_file", CONFIGS[2], "train_distill.py", *given, *folders(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not (caught(signal.SIGUSR1, process.pid) if early else checkpoint_steps(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=300) == STOPPED
+    assert bool(checkpoint_steps(tmp_path)) != early
+
+
+# ---------------------------------------------------------------- ranks that die
+
+
+@pytest.mark.parametrize("place, call", [("train_distill.add_gradients", 8), ("checkpoints.write_manifest", 1)])
+def test_an_error_of_one_rank_ends_all_with_its_traceback_on_top(given, tmp_path, faulty, place, call):
+    start = time.monotonic()
+    rank = "0" if place == "checkpoints.write_manifest" else "1"
+    code, _, errors = launch(faulty, rank, "error", place, str(call), *given, *folders(tmp_path))
+    assert code == 1
+    assert time.monotonic() - start < 60
+    first = next(line for line in errors.split("Traceback", 1)[1].splitlines() if "Error: " in line)
+    assert "RuntimeError: a fault" in first
+    report = errors.split("Root Cause")[1]
+    assert f"rank      : {rank} " in report and "RuntimeError: a fault" in report, "and at the end again"
+    assert checkpoint_steps(tmp_path) == ([5] if rank == "1" else [])
+
+
+def test_a_killed_rank_ends_the_others(given, whole_of_two, tmp_path, faulty):
+    start = time.monotonic()
+    fault = ("1", str(int(signal.SIGKILL)), "train_distill.add_gradients", "12")
+    code, _, errors = launch(faulty, *fault, *given, *folders(tmp_path))
+    assert code == 128 + signal.SIGKILL, errors
+    assert time.monotonic() - start < 60
+    assert checkpoint_steps(tmp_path) == [5, 10]
+    assert launch("train_distill.py", *given, *folders(tmp_path), *LATEST)[0] == 0
+    assert_same_run(tmp_path, whole_of_two)
+
+
+# ---------------------------------------------------------------- another number of processes
+
+
+def test_another_number_of_processes_takes_the_same_remaining_steps(given, tmp_path, faulty):
+    """Without dropout, whose random numbers are each rank's own. Stopped when a line has one of its steps."""
+    options = [*given, "--dropout", "0"]
+    assert train(*options, *folders(tmp_path / "whole")) == 0
+    expected = [line for line in metrics(tmp_path / "whole") if "loss" in line]
+    for before, after in ((1, 2), (2, 1)):
+        folder = tmp_path / f"{before} then {after}"
+        fault = ("0", str(int(signal.SIGUSR1)), "watching.Losses.add", "9")
+        assert launch(faulty, *fault, *options, *folders(folder), processes=before)[0] == STOPPED
+        assert checkpoint_steps(folder) == [5, 9]
+        code, said, errors = launch("train_distill.py", *options, *folders(folder), *LATEST, processes=after)
+        assert code == 0, errors
+        assert f"{after} process(es)" in said
+        found = [line for line in metrics(folder) if "loss" in line]
+        assert [line["step"] for line in found] == [line["step"] for line in expected]
+        losses, expected_losses = ([line["loss"] for line in lines] for lines in (found, expected))
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def two_checkpoints(given, whole, tmp_path) -> Path:
+    """A folder with a run's checkpoints 25 and 30, to be damaged."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    assert checkpoint_steps(tmp_path) == [25, 30]
+    return tmp_path
+
+
+def truncate(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(100)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        ("model.safetensors", truncate, "model.safetensors has 100 bytes and had "),
+        ("optimizer.bin", flip_a_bit, "the content of optimizer.bin has changed"),
+        ("random_states_0.pkl", Path.unlink, "random_states_0.pkl is missing"),
+        ("trainer_state.json", flip_a_bit, "the content of trainer_state.json has changed"),
+        ("manifest.json", truncate, "manifest.json cannot be read"),
+        ("manifest.json", Path.unlink, "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_latest_checkpoint_is_reported_and_the_one_before_used_if_asked(
+    given, whole, two_checkpoints, capsys, name, damage, message
+):
+    run_folder = two_checkpoints / "run"
+    damage(run_folder / "checkpoint-30" / name)
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    advice = f"to go on from the one before, --resume_from_checkpoint {run_folder}/checkpoint-25"
+    assert f"{run_folder}/checkpoint-30 is damaged: {message}" in error[0] and error[0].endswith(advice)
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+    assert train(*given, *folders(two_checkpoints), *advice.split()[-2:]) == 0
+    assert_same_run(two_checkpoints, whole)
+    assert checkpoint_steps(two_checkpoints) == [25, 30]
+
+
+def test_with_no_whole_checkpoint_left_nothing_is_proposed(given, two_checkpoints, capsys):
+    for step in (25, 30):
+        truncate(two_checkpoints / f"run/checkpoint-{step}/model.safetensors")
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 2
+    assert capsys.readouterr().err.strip().endswith("; no other one is whole")
+    path = f"{two_checkpoints}/run/checkpoint-25"
+    assert train(*given, *folders(two_checkpoints), "--resume_from_checkpoint", path) == 2
+    assert f"{path} is damaged: " in (error := capsys.readouterr().err) and error.strip().endswith("; name another one")
+
+
+def test_going_back_leaves_no_later_checkpoint(given, whole, tmp_path):
+    """Back from 30 to 10, with one checkpoint to keep: each new one takes the place of the one before and of 30."""
+    keep = ("--checkpoints_total_limit", "9")
+    assert train(*given, *folders(tmp_path), *keep) == 0
+    seen = []
+    finish = checkpoints.write_manifest
+
+    def look(folder: Path) -> None:
+        seen.append(checkpoint_steps(tmp_path))
+        finish(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "write_manifest", look)
+        more = ("--resume_from_checkpoint", f"{tmp_path}/run/checkpoint-10", "--checkpoints_total_limit", "1")
+        assert train(*given, *folders(tmp_path), *more) == 0
+    assert seen == [[5, 10, 15, 20, 25, 30], [15], [20], [25]], "old ones go when the new one is whole"
+    assert checkpoint_steps(tmp_path) == [30]
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_torn_line_of_metrics_is_cut_off(given, whole, two_checkpoints):
+    with (two_checkpoints / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "lo')
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 0
+    assert metrics(two_checkpoints) == metrics(whole)
+
+
+# ---------------------------------------------------------------- full disks
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+can_mount = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount, reason="no file system can be mounted here (unshare -rm)")
+@pytest.mark.parametrize("full_in, processes", [("labels", 1), ("student", 1), ("checkpoint", 1), ("checkpoint", 2)])
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(
+    given, whole, whole_of_two, tmp_path, full_in, processes
+):
+    """On a disk for the labels' half; for one checkpoint and half a student; for two and a half checkpoints."""
+    checkpoint, student, cache = (size(whole / name) for name in ("run/checkpoint-30", "run/student", "cache"))
+    sizes = {
+        "labels": 0.5 * cache,
+        "student": checkpoint + 0.5 * student,
+        "checkpoint": 2.5 * checkpoint + 1.5 * student,
+    }
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    where = ("--output_dir", f"{disk}/run")
+    where += ("--cache_dir", f"{disk}/cache") if full_in == "labels" else ("--cache_dir", f"{tmp_path}/cache")
+    mounted = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && "$@"; code=$?; cp -r "$DISK" "$KEPT"; exit $code'
+    command = ["unshare", "-rm", "bash", "-c", mounted, "bash", str(int(sizes[full_in])), str(disk)]
+    environment = ENVIRONMENT | {"DISK": str(disk), "KEPT": str(kept)}
+    launcher = ["launch.py", "--config_file", CONFIGS[2]] if processes == 2 else []
+    program = [sys.executable, *launcher, "train_distill.py", *given, *where]
+    done = subprocess.run([*command, *program], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    error = [line for line in done.stderr.splitlines() if "error: " in line]
+    place = "cache" if full_in == "labels" else "run"
+    said = f"the disk of {disk}/{place} is full: free some of it and add --resume_from_checkpoint latest"
+    assert len(error) == 1 and error[0].endswith(said) and "Traceback" not in done.stderr
+    if full_in == "checkpoint":
+        assert f"error: {disk}/run/checkpoint-15 is not saved, older ones are kept; the disk" in error[0]
+    left = {"labels": [], "student": [5], "checkpoint": [5, 10]}[full_in]
+    assert checkpoint_steps(kept) == left
+    assert all(checkpoints.damage(path) is None for path in checkpoints.checkpoints(kept / "run"))
+    code, _, errors = launch("train_distill.py", *given, *folders(kept), *LATEST, processes=processes)
+    assert code == 0, f"with room again, it goes on: {errors}"
+    assert_same_run(kept, whole if processes == 1 else whole_of_two)
+
+
+# ---------------------------------------------------------------- SIGKILL
+
+
+@pytest.mark.parametrize("processes", ["1", "3"])
+def test_kills_at_random_moments(processes):
+    """The harness of the README, with one kill of each kind. The order of a sum matters from three processes on."""
+    command = [sys.executable, "benchmarks/kill_and_resume.py", "--kills", "4", "--processes", processes]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "4 of 4 kills survived with equal weights"
