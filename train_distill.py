@@ -15,10 +15,11 @@ import os
 import re
 import socket
 import sys
-import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -307,11 +308,117 @@ def new_state(order: str, languages: int) -> dict:
     return state | {"lines": 0, "unlogged": [np.zeros((2, 1 + languages)).tolist()], "seconds": 0.0}
 
 
-def progress_bar(total: int, done: int, accelerator: Accelerator) -> tqdm:
-    """Of pairs, on rank 0; in a log file, a line every half minute."""
-    seconds = 0.5 if sys.stderr.isatty() else 30
-    hidden = not accelerator.is_main_process
-    return tqdm(total=total, initial=done, unit=" pairs", desc="training", disable=hidden, mininterval=seconds)
+class Training:
+    """Where a run stands, and what is done between its steps: metrics, dev evaluations, the best student, checkpoints.
+
+    `score()` gives the dev scores of the student as it is now, `save(folder)` writes it. `state` is what a checkpoint
+    holds beside weights, optimizer, schedule and random states.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        dataset,
+        languages: list[str],
+        best_metric: str,
+        score: Callable[[], dict],
+        save: Callable[[Path], None],
+        total_steps: int,
+        state: dict,
+    ):
+        self.args, self.accelerator, self.dataset, self.languages = args, accelerator, dataset, languages
+        self.best_metric, self.score, self.save = best_metric, score, save
+        self.total_steps, self.state, self.output_dir = total_steps, state, Path(args.output_dir)
+        self.metrics = Metrics(self.output_dir / "metrics.jsonl", state["lines"], accelerator)
+        self.losses = Losses(languages, accelerator, own_part(state["unlogged"], accelerator), state["seconds"])
+        self.meter = Meter()
+        self.bar = tqdm(
+            desc="training",
+            total=total_steps * args.batch_size,
+            initial=state["step"] * args.batch_size,
+            unit=" pairs",
+            disable=not accelerator.is_main_process,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # seconds; in a log file each update is a line
+        )
+
+    @property
+    def done(self) -> bool:
+        patience = self.args.early_stopping_patience or math.inf
+        return self.state["step"] == self.total_steps or self.state["evaluations_since_best"] >= patience
+
+    def due(self, every: int) -> bool:
+        return self.state["step"] % every == 0 or self.done
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.due(self.args.eval_steps) and self.state["evaluated"] < self.state["step"]
+
+    def after_step(self, batches: list[MicroBatch], errors: list[Tensor], pairs: int, learning_rate: float) -> None:
+        """Count a step that was taken, and do what is due after it."""
+        self.state["step"] += 1
+        self.bar.update(pairs)
+        self.meter.add(batches, pairs)
+        self.losses.add(self.state["step"], batches, errors)
+        args = self.args
+        if any(self.due(every) for every in (args.logging_steps, args.eval_steps, args.checkpointing_steps)):
+            self.log(learning_rate)
+        self.evaluate_and_save()
+
+    def log(self, learning_rate: float) -> None:
+        line = self.losses.line()
+        if not math.isfinite(line["loss"]):
+            self.stop_not_finite()
+        self.metrics.write({"step": self.state["step"], "learning_rate": learning_rate} | line)
+        self.bar.set_postfix(loss=f"{line['loss']:.2e}")
+        self.meter.seconds += self.losses.seconds
+        self.losses = Losses(self.languages, self.accelerator)
+
+    def evaluate_and_save(self) -> None:
+        """Evaluate and write a checkpoint where either is due; leave where a signal asks for it."""
+        seconds, state = self.losses.seconds, self.state
+        with self.losses.paused():
+            with suppress(Stopped):  # a signal ended the evaluation; the checkpoint tells that it is still to come
+                if self.evaluation_due:
+                    self.evaluate()
+            stopping = stop_agreed(self.accelerator)
+            if state["step"] > 0 and (stopping or self.due(self.args.checkpointing_steps)):
+                unlogged = gather_object([self.losses.sums().tolist()])
+                if not np.isfinite(unlogged).all():
+                    self.stop_not_finite()
+                state.update(lines=len(self.metrics.lines), unlogged=unlogged, seconds=seconds)
+                save_checkpoint(self.accelerator, self.output_dir, state, self.args.checkpoints_total_limit)
+                stopping = stop_agreed(self.accelerator)
+            if stopping and not (self.done and state["evaluated"] == state["step"]):
+                self.accelerator.end_training()
+                leave()
+
+    def evaluate(self) -> None:
+        """Write down the dev scores of the student, and keep it if it is the best so far."""
+        scores, state = self.score(), self.state
+        self.metrics.write({"step": state["step"]} | scores)
+        state["evaluated"] = state["step"]
+        state["evaluations_since_best"] += state["step"] > 0
+        if state["step"] > 0 and scores[self.best_metric] > state["best_score"]:
+            state.update(best_score=scores[self.best_metric], best_step=state["step"], evaluations_since_best=0)
+            together(self.save_student, self.accelerator, self.output_dir, cut_short=False)
+        if self.accelerator.is_main_process:
+            plot_curves(self.metrics.lines, self.output_dir / "curves.png")
+            self.bar.write(evaluation_report(state["step"], self.best_metric, scores), file=sys.stderr)
+
+    def save_student(self) -> None:
+        if self.accelerator.is_main_process:
+            with replaced_folder(self.output_dir / "student", self.args) as folder:
+                self.save(folder)
+
+    def stop_not_finite(self) -> NoReturn:
+        self.losses.stop(self.dataset["train"], self.output_dir / "not_finite.jsonl")
+
+    def summary(self, student: SentenceEncoder) -> str:
+        """Speed, and where the best student stands."""
+        speed = self.meter.summary(student, self.accelerator) + "\n" if self.meter.pairs > 0 else ""
+        best = f"step {self.state['best_step']}, dev {self.best_metric} {self.state['best_score']:.4f}"
+        return f"{speed}{self.output_dir / 'student'}: {best}"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -350,69 +457,24 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args))
-    metrics = Metrics(output_dir / "metrics.jsonl", state["lines"], accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
-
-    def evaluate_and_keep_best() -> None:
-        gather_weights(whole, student)
-        scores = evaluate(whole, dataset["dev"], dev_labels, sts, accelerator)
-        metrics.write({"step": state["step"]} | scores)
-        score = scores[best_metric]
-        state["evaluated"] = state["step"]
-        state["evaluations_since_best"] += state["step"] > 0
-        if state["step"] > 0 and score > state["best_score"]:
-            state.update(best_score=score, best_step=state["step"], evaluations_since_best=0)
-            together(save_student, accelerator, output_dir, cut_short=False)
-        if accelerator.is_main_process:
-            plot_curves(metrics.lines, output_dir / "curves.png")
-            bar.write(evaluation_report(state["step"], best_metric, scores), file=sys.stderr)
-
-    def save_student() -> None:
-        if accelerator.is_main_process:
-            with replaced_folder(output_dir / "student", args) as folder:
-                whole.save(folder)
-
-    def evaluate_and_save() -> None:
-        nonlocal since
-        paused = time.perf_counter()
-        with suppress(Stopped):  # a signal ended the evaluation; the checkpoint tells that it is still to come
-            if due(args.eval_steps):
-                evaluate_and_keep_best()
-        stopping = stop_agreed(accelerator)
-        if state["step"] > 0 and (stopping or due(args.checkpointing_steps)):
-            unlogged = gather_object([losses.sums().tolist()])
-            if not np.isfinite(unlogged).all():
-                losses.stop(dataset["train"], output_dir / "not_finite.jsonl")
-            state.update(lines=len(metrics.lines), unlogged=unlogged, seconds=paused - since)
-            save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
-            stopping = stop_agreed(accelerator)
-        if stopping and not (done() and state["evaluated"] == state["step"]):
-            accelerator.end_training()
-            leave()
-        since += time.perf_counter() - paused
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
         return micro_batches(steps[step], pairs, labels, student, accelerator, max_tokens)
 
-    def done() -> bool:
-        return state["step"] == total_steps or state["evaluations_since_best"] >= patience
-
-    def due(every: int) -> bool:
-        return state["step"] % every == 0 or done()
+    def score() -> dict:
+        gather_weights(whole, student)
+        return evaluate(whole, dataset["dev"], dev_labels, sts, accelerator)
 
     # The loop
     inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
-    bar = progress_bar(total_steps * args.batch_size, state["step"] * args.batch_size, accelerator)
-    patience = args.early_stopping_patience or math.inf
-    losses = Losses(pairs.languages, accelerator, own_part(state["unlogged"], accelerator))
-    since = time.perf_counter() - state["seconds"]
-    if due(args.eval_steps) and state["evaluated"] < state["step"]:
-        evaluate_and_save()
-    if isinstance(model, DistributedDataParallel) and not done():
+    training = Training(args, accelerator, dataset, pairs.languages, best_metric, score, whole.save, total_steps, state)
+    if training.evaluation_due:
+        training.evaluate_and_save()
+    if isinstance(model, DistributedDataParallel) and not training.done:
         settle_gradient_order(model, make_inputs(state["step"], max_tokens)[-1], optimizer, accelerator)
     model.train()
-    meter = Meter()
-    while not done():
+    while not training.done:
         pair_count = steps.pairs_in(state["step"])
         batches = inputs[state["step"]]
         try:
@@ -422,33 +484,17 @@ def main(args: argparse.Namespace) -> None:
                 raise  # the other ranks wait for this rank's forward
             optimizer.zero_grad()
             inputs.halve()
-            bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
+            training.bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
             continue
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-
-        state["step"] += 1
-        bar.update(pair_count)
-        meter.add(batches, pair_count)
-        losses.add(state["step"], batches, errors)
-        if due(args.logging_steps) or due(args.eval_steps) or due(args.checkpointing_steps):
-            seconds = time.perf_counter() - since
-            line = losses.line(seconds)
-            if not math.isfinite(line["loss"]):
-                losses.stop(dataset["train"], output_dir / "not_finite.jsonl")
-            metrics.write({"step": state["step"], "learning_rate": schedule.get_last_lr()[0]} | line)
-            bar.set_postfix(loss=f"{line['loss']:.2e}")
-            meter.seconds += seconds
-            losses, since = Losses(pairs.languages, accelerator), time.perf_counter()
-        evaluate_and_save()
+        training.after_step(batches, errors, pair_count, schedule.get_last_lr()[0])
 
     # Final save: student/ is already there, written when the best dev score was reached
-    bar.close()
-    if meter.pairs > 0:
-        say(meter.summary(student, accelerator))
-    say(f"{output_dir / 'student'}: step {state['best_step']}, dev {best_metric} {state['best_score']:.4f}")
+    training.bar.close()
+    say(training.summary(student))
     accelerator.end_training()
 
 

@@ -3,6 +3,8 @@
 import json
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -124,11 +126,14 @@ def flat(content: dict, prefix: str = "") -> dict:
 class Losses:
     """Every sentence's error since the last line of metrics.jsonl, on the device: no step waits for its loss.
 
-    `before`: sums, as `sums()` gives them, that a run which was stopped had so far.
+    `before`, `seconds`: sums, as `sums()` gives them, and time that a run which was stopped had so far.
     """
 
-    def __init__(self, languages: list[str], accelerator: Accelerator, before: Tensor | None = None):
+    def __init__(
+        self, languages: list[str], accelerator: Accelerator, before: Tensor | None = None, seconds: float = 0.0
+    ):
         self.names, self.accelerator, self.steps = ["source", *languages], accelerator, []
+        self.since = time.perf_counter() - seconds
         self.before = torch.zeros(2, len(self.names), device=accelerator.device) if before is None else before
 
     def add(self, step: int, batches: list[MicroBatch], errors: list[Tensor]) -> None:
@@ -142,7 +147,19 @@ class Losses:
         languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
         return self.before.index_add(1, languages, torch.stack([errors, weights]))
 
-    def line(self, seconds: float) -> dict:
+    @property
+    def seconds(self) -> float:
+        """Time spent in steps."""
+        return time.perf_counter() - self.since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block is not spent in steps."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def line(self) -> dict:
         """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl."""
         sums = self.accelerator.reduce(self.sums()).tolist()
         by_language = dict(zip(self.names, zip(*sums, strict=True), strict=True))
@@ -150,7 +167,7 @@ class Losses:
         return {
             "loss": total_errors / total_weights,
             "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
-            "pairs_per_second": total_weights / 2 / seconds,
+            "pairs_per_second": total_weights / 2 / self.seconds,
         }
 
     def stop(self, dataset, path: Path) -> NoReturn:
