@@ -19,3 +19,4 @@ test: setup
 quality: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/shellcheck slurm/*.slurm runs/*.sh .ci/run

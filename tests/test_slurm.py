@@ -108,14 +108,21 @@ def pending(number: int, folder: Path) -> bool:
     return False
 
 
+def restarts(job: str) -> int:
+    return int(of_job(job)["Restarts"])
+
+
+def assert_equal(folder: Path, uncut: Path) -> None:
+    for name in ("student/model.safetensors", "checkpoint-300/model.safetensors"):
+        assert (folder / "run" / name).read_bytes() == (uncut / name).read_bytes(), name
+
+
 def assert_finished(job: str, folder: Path, uncut: Path, cut: bool) -> str:
     """The job is done, after a restart at least if it was cut, with the weights of the uncut run; returns its log."""
     ended, log = end_of(job), (folder / "log").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log
-    restarts = int(ended["Restarts"])
-    assert (restarts > 0, starts(folder) > 1, "resumed from" in log) == (cut, cut, cut), log
-    for name in ("student/model.safetensors", "checkpoint-300/model.safetensors"):
-        assert (folder / "run" / name).read_bytes() == (uncut / name).read_bytes(), name
+    assert (restarts(job) > 0, starts(folder) > 1, "resumed from" in log) == (cut, cut, cut), log
+    assert_equal(folder, uncut)
     return log
 
 
@@ -128,7 +135,7 @@ def test_a_job_cut_by_its_time_limit_is_requeued_and_finished(options, uncut, tm
     job = train(options, tmp_path, "--time=2", "--signal=USR1@60")
     wait_for(lambda: in_training(tmp_path))
     control("scancel", "--signal=STOP", job)
-    wait_for(lambda: pending(signal.SIGUSR1, tmp_path))
+    wait_for(lambda: pending(signal.SIGUSR1, tmp_path) or restarts(job) > 0)
     control("scancel", "--signal=CONT", job)
     assert "stopped by SIGUSR1" in assert_finished(job, tmp_path, uncut, cut=True)
 
@@ -137,7 +144,7 @@ def test_a_job_cut_by_its_time_limit_is_requeued_and_finished(options, uncut, tm
     "command",
     [
         pytest.param(["scontrol", "requeue", "JOB"], id="requeued by hand"),
-        pytest.param(["scancel", "JOB.0"], id="its step cancelled"),
+        pytest.param(["scancel", "--signal=TERM", "JOB.0"], id="a signal to its step"),
     ],
 )
 def test_a_job_cut_in_the_middle_is_finished(options, uncut, tmp_path, command):
@@ -145,6 +152,19 @@ def test_a_job_cut_in_the_middle_is_finished(options, uncut, tmp_path, command):
     wait_for(lambda: in_training(tmp_path))
     control(*(word.replace("JOB", job) for word in command))
     assert "stopped by SIGTERM" in assert_finished(job, tmp_path, uncut, cut=True)
+
+
+def test_a_cancelled_step_ends_the_job_and_the_next_one_goes_on(options, uncut, tmp_path):
+    """Slurm cancels a step by SIGKILL."""
+    job = train(options, tmp_path)
+    wait_for(lambda: in_training(tmp_path))
+    control("scancel", f"{job}.0")
+    ended = end_of(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0")
+    job = train(options, tmp_path)
+    ended, log = end_of(job), (tmp_path / "log").read_text()
+    assert ended["JobState"] == "COMPLETED" and "resumed from" in log, log
+    assert_equal(tmp_path, uncut)
 
 
 def test_a_cancelled_job_saves_and_ends(options, tmp_path):
