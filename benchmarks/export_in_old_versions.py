@@ -2,8 +2,8 @@
 
     python benchmarks/export_in_old_versions.py --work_dir environments/
 
-Exports of eval_sts.py: the demo teacher (BERT, Normalize), the same narrowed by a Dense layer and in fp16, and a
-student grafted onto a new Unigram tokenizer. An environment is made by venv and pip in the work folder (1.5 GB each)
+Exports of eval_sts.py: the demo teacher (BERT, Normalize), the same narrowed by a Dense layer and in fp16, the same
+with a trimmed vocabulary, and a student grafted onto a new Unigram tokenizer. An environment is made by venv and pip in the work folder (1.5 GB each)
 and found again by the next run. Prints the largest difference of any vector from ours, and fails if one is over 1e-5.
 """
 
@@ -67,6 +67,8 @@ def make_exports(folder: Path) -> dict[str, Path]:
     call(build_pairs, f"--corpus {SAMPLES}/talks.jsonl --target_languages it de ar --output_dir {pairs}")
     graft = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {pairs} --vocab_size 4000"
     call(build_student, f"{graft} --output_dir {folder}/grafted")
+    trim = f"trim --model_name_or_path {get_model_path()} --pairs_dir {pairs} --vocab_size 4000"
+    call(build_student, f"{trim} --output_dir {folder}/trimmed")
     narrow = SentenceEncoder.from_pretrained(str(get_model_path()))
     torch.manual_seed(0)
     narrow.dense.append(nn.Sequential(nn.Linear(384, 128), nn.Tanh()))
@@ -77,6 +79,7 @@ def make_exports(folder: Path) -> dict[str, Path]:
     for name, path, dtype in (
         ("teacher", get_model_path(), "fp32"),
         ("Dense, fp16", folder / "narrow", "fp16"),
+        ("trimmed", folder / "trimmed", "fp32"),
         ("grafted", folder / "grafted", "fp32"),
     ):
         exports[name] = folder / f"export-{path.name}"
