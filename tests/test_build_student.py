@@ -124,8 +124,9 @@ def test_a_token_of_translations_starts_from_the_words_it_is_aligned_with(teache
         assert torch.equal(after[index], start[index])
 
 
-def test_graft_starts_from_alignments(pairs, teacher, tmp_path):
+def test_graft_starts_from_alignments_or_pieces_alone(pairs, teacher, tmp_path):
     model, tokenizer = graft(teacher, pairs, tmp_path / "student")
+    from_pieces, _ = graft(teacher, pairs, tmp_path / "pieces", "--start", "pieces")
     old, train = SentenceEncoder.from_pretrained(teacher), load_pairs(pairs)["train"]
     before = old.transformer.get_input_embeddings().weight.detach()
     start = start_embeddings(before, old.tokenizer, tokenizer)
@@ -138,6 +139,7 @@ def test_graft_starts_from_alignments(pairs, teacher, tmp_path):
     given = start, before, old.tokenizer, tokenizer, list(train["source"])
     expected = start_from_alignments(*given, by_language.values())
     assert torch.equal(model.get_input_embeddings().weight, expected) and not torch.equal(expected, start)
+    assert torch.equal(from_pieces.get_input_embeddings().weight, start)
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "byte-level", "Unigram"])
