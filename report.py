@@ -286,7 +286,8 @@ def draw_heatmap(
         for (one, other), name in grid.names.items():
             red, green, blue, _ = image.cmap(image.norm(values[name]))
             colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
-            text = "-" if np.isnan(values[name]) else f"{values[name]:{form}}{(marks or {}).get(name, '')}"
+            mark = (marks or {}).get(name, "")
+            text = "-" if np.isnan(values[name]) else f"{round(values[name]) + 0.0:{form}}{mark}"  # no -0
             place = grid.languages.index(other), grid.languages.index(one)
             panel.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
     figure.suptitle(title)

@@ -3,8 +3,9 @@
     python benchmarks/export_in_old_versions.py --work_dir environments/
 
 Exports of eval_sts.py: the demo teacher (BERT, Normalize), the same narrowed by a Dense layer and in fp16, the same
-with a trimmed vocabulary, and a student grafted onto a new Unigram tokenizer. An environment is made by venv and pip in the work folder (1.5 GB each)
-and found again by the next run. Prints the largest difference of any vector from ours, and fails if one is over 1e-5.
+with a trimmed vocabulary, and a student grafted onto a new Unigram tokenizer. An environment is made by venv and pip in
+the work folder (1.5 GB each) and found again by the next run. Prints the largest difference of any vector from ours,
+and fails if one is over 1e-5.
 """
 
 import argparse
