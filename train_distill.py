@@ -275,8 +275,7 @@ def start(args: argparse.Namespace) -> Accelerator:
     """The processes of the run, seeded, each with its device; UserError when they do not know of each other."""
     if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
         raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
-    # Buffers hold positions, which do not change.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
     check_processes(accelerator)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
