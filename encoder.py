@@ -279,7 +279,7 @@ class SentenceEncoder(nn.Module):
         """Token ids as `pad` or `pack` gives them to (sequences, dimension) fp32 vectors."""
         if runs is None:
             tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            batches = [(tokens, attention_mask[..., None].float())]
+            batches = [(tokens, attention_mask[..., None])]
         else:
             tokens = self.transformer(input_ids=input_ids, runs=runs, **positions).last_hidden_state[0]
             parts = tokens.split([count * length for count, length in runs])
