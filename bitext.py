@@ -1,6 +1,6 @@
 """Bitext retrieval: how often a sentence's nearest neighbour in the other language is its translation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,13 +148,12 @@ def translation_accuracy(hits: np.ndarray) -> dict[str, float]:
     return {"src2trg_accuracy": src2trg, "trg2src_accuracy": trg2src, "mean_accuracy": (src2trg + trg2src) / 2}
 
 
-def negative_mse(bitext: Bitext, vector: dict[str, np.ndarray], teacher: dict[str, np.ndarray]) -> float:
-    """Mean squared error of the targets' vectors to the teacher's of their sources, times -100 so that more is better.
+def negative_mse(labels: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> float:
+    """Mean squared error of vectors (dimension,) to their labels, times -100 so that more is better.
 
-    As sentence-transformers' MSEEvaluator has it. nan where the two have vectors of different width.
+    As sentence-transformers' MSEEvaluator has it. nan where the two differ in width.
     """
-    if len(vector[bitext.targets[0]]) != len(teacher[bitext.sources[0]]):
+    if len(labels[0]) != len(vectors[0]):
         return float("nan")
-    pairs = zip(bitext.sources, bitext.targets, strict=True)
-    errors = (np.square(teacher[source] - vector[target]).mean(dtype=np.float64) for source, target in pairs)
-    return -100 * sum(errors) / len(bitext.sources)
+    errors = (np.square(label - vector).mean(dtype=np.float64) for label, vector in zip(labels, vectors, strict=True))
+    return -100 * sum(errors) / len(labels)

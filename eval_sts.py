@@ -165,7 +165,7 @@ def score_bitext(
             if k == 0:
                 headline[bitext.name] = Score(accuracy["mean_accuracy"], resampled[-1])
         if teacher is not None:
-            scores["negative_mse"] = negative_mse(bitext, vector, teacher)
+            scores["negative_mse"] = negative_mse([teacher[s] for s in bitext.sources], target)
         scores["n"] = len(source)
     return entry, headline
 

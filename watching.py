@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from batching import MicroBatch
-from bitext import translation_accuracy, translation_hits
+from bitext import negative_mse, translation_accuracy, translation_hits
 from distill_utils import UserError
 from encoder import SentenceEncoder, encode_on_all_ranks
 from metrics import similarities, sts_scores, unit
@@ -41,10 +41,9 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
     for language, listed in sorted(pairs.items()):
         rows, sources, targets = zip(*listed, strict=True)
         source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-        # As sentence-transformers' MSEEvaluator: times 100, negated, so that higher is better.
-        negative_mse = -100 * float(np.square(dev_labels[list(rows)] - target).mean())
         hits = translation_hits(sources, targets, source, target, device=accelerator.device)
-        result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": negative_mse}
+        error = negative_mse(dev_labels[list(rows)], target)
+        result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": error}
     result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
     result["mean_similarity"] = mean_similarity(np.stack([vector[source] for source in dict.fromkeys(dev["source"])]))
     if sts is not None:
