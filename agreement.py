@@ -29,15 +29,29 @@ class _CutShort(BaseException):
 def listening() -> Iterator[None]:
     """Remember SIGTERM, SIGINT and SIGUSR1 until the ranks agree to stop; ignore them when the block has ended.
 
-    By then the exit code is decided; Python's own end would give it away to a signal.
+    By then the exit code is decided; Python's own end would give it away to a signal, or to gloo's threads.
     """
     for number in SIGNALS:
         signal.signal(number, _remember)
     try:
         yield
+        _end_groups()
+    except SystemExit:
+        _end_groups()
+        raise
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _end_groups() -> None:
+    """Wait for gloo's threads: one that lets go of a tensor while Python ends aborts the process.
+
+    Not after an error of one rank, whose collectives would wait for the others.
+    """
+    known.group = None
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _remember(number: int, frame) -> None:

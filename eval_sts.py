@@ -322,6 +322,7 @@ def main(args: argparse.Namespace) -> None:
             if args.push_to_hub:
                 push(args.export_dir, args.push_to_hub)
                 print(f"pushed: {args.push_to_hub}")
+    accelerator.end_training()
     if failed:
         raise UserError("; ".join(failed))
 
