@@ -76,10 +76,19 @@ def _pearson(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (xy - x * y) / np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
 
 
-def resampled_means(values: np.ndarray, samples: int, seed) -> np.ndarray:
-    """Means (k, samples) of values (k, rows) in the same resamples."""
-    rows = values.shape[1]
-    return np.concatenate([values @ counts for counts in row_counts(rows, samples, seed)], axis=1) / rows
+def resampled_means(tables: list[np.ndarray], clusters: list[np.ndarray], samples: int, seed) -> list[np.ndarray]:
+    """Means (k, samples) of each table's values (k, rows) in the same resamples.
+
+    clusters: a number for each row of each table, (rows,), from 0. A resample takes clusters, with all their rows in
+    all tables: rows that belong together are no independent evidence (Davison & Hinkley 1997, section 3.8). nan where
+    it takes no row of a table.
+    """
+    blocks = []
+    for counts in row_counts(1 + max(rows.max() for rows in clusters), samples, seed):
+        taken = [counts[rows] for rows in clusters]
+        with np.errstate(invalid="ignore"):
+            blocks.append([values @ rows / rows.sum(0) for values, rows in zip(tables, taken, strict=True)])
+    return [np.concatenate(means, axis=1) for means in zip(*blocks, strict=True)]
 
 
 def interval(resamples: np.ndarray) -> list[float] | None:

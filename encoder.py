@@ -1,17 +1,25 @@
 """The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from tokenizers import normalizers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoTokenizer
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
@@ -168,11 +176,39 @@ POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask 
 }
 
 
+@contextmanager
+def loading(name_or_path: str) -> Iterator[None]:
+    """Turn whatever the libraries raise on a damaged model into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
+        raise UserError(f"{name_or_path} cannot be loaded as a model: {reason}") from error
+
+
+def read_transformer(folder: Path) -> nn.Module:
+    """A transformer in fp32; of T5 and its kin the encoder.
+
+    UserError where the folder lacks weights, which transformers would make up. A pooler's are not needed: no
+    sentence vector comes from it.
+    """
+    t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "mt5", "umt5")
+    automatic = AutoModelForTextEncoding if t5 else AutoModel
+    transformer, found = automatic.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save it anew")
+    return transformer
+
+
 class SentenceEncoder(nn.Module):
     """A transformer, a pooling, and the Dense and Normalize layers that may follow them.
 
     `pooling` names one of POOLINGS, or several joined by '+', whose vectors are concatenated. The prompt named by
-    `default_prompt_name` is put before every sentence to encode, as sentence-transformers does.
+    `default_prompt_name` is put before every sentence to encode, as sentence-transformers does. `do_lower_case`:
+    sentences are lower-cased before the tokenizer's own normalization. `similarity` is what a folder recommends for
+    its vectors; it is kept for who opens the folder next.
     """
 
     def __init__(
@@ -185,9 +221,12 @@ class SentenceEncoder(nn.Module):
         max_seq_length: int,
         prompts: dict[str, str] | None = None,
         default_prompt_name: str | None = None,
+        do_lower_case: bool = False,
+        similarity: str = "cosine",
     ):
         super().__init__()
         self.prompts, self.default_prompt_name = prompts or {}, default_prompt_name
+        self.do_lower_case, self.similarity = do_lower_case, similarity
         self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
         self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
@@ -205,8 +244,8 @@ class SentenceEncoder(nn.Module):
         `name_or_path`: a local folder or a hub id; UserError for anything else. Weights are fp32.
         """
         folder = find_folder(name_or_path)
-        pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
-        try:
+        with loading(name_or_path):
+            pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
             for module in read_json(folder / "modules.json", []):
                 kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
                 if kind == "Transformer":
@@ -222,31 +261,38 @@ class SentenceEncoder(nn.Module):
                     raise UserError(
                         f"{name_or_path} has a module of type {module['type']}{after}, which is not supported"
                     )
-            transformer = AutoModel.from_pretrained(root, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(root)
-            configs = [read_json(path, {}) for path in root.glob("sentence_*_config.json")]
+            transformer, tokenizer = read_transformer(root), AutoTokenizer.from_pretrained(root)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there is none
+                raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+            settings = {}
+            for path in root.glob("sentence_*_config.json"):
+                settings |= read_json(path, {})
+            if lower := bool(settings.get("do_lower_case")):
+                backend, lowercase = tokenizer.backend_tokenizer, normalizers.Lowercase()
+                backend.normalizer = normalizers.Sequence([lowercase, *filter(None, [backend.normalizer])])
+            positions = getattr(transformer.config, "max_position_embeddings", 10**6)
+            limit = int(settings.get("max_seq_length") or min(tokenizer.model_max_length, positions))
+            limit = min(limit, max_seq_length or limit)
             about = read_json(folder / "config_sentence_transformers.json", {})
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
-            raise UserError(f"{name_or_path} cannot be loaded as a model: {reason}") from error
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there is none
-            raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
-        if any(config.get("do_lower_case") for config in configs):
-            backend = tokenizer.backend_tokenizer
-            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *filter(None, [backend.normalizer])])
-        limits = [tokenizer.model_max_length, getattr(transformer.config, "max_position_embeddings", 10**6)]
-        limits += [config["max_seq_length"] for config in configs if config.get("max_seq_length")]
-        prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
-        if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
-            raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
-        limit = min([*limits, max_seq_length or 10**6])
-        return cls(transformer, tokenizer, pooling, dense, normalize, limit, prompts, default)
+            prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
+            if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
+                raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
+            similarity = about.get("similarity_fn_name") or "cosine"
+            encoder = cls(transformer, tokenizer, pooling, dense, normalize, limit, prompts, default, lower, similarity)
+            if len(dense) and dense[0][0].in_features != encoder.pooled_dimension:
+                given, taken = encoder.pooled_dimension, dense[0][0].in_features
+                raise UserError(f"{name_or_path}: its pooling gives {given} dimensions, its Dense layer takes {taken}")
+        return encoder
+
+    @property
+    def pooled_dimension(self) -> int:
+        """Width of what pooling gives."""
+        return len(self.pooling.split("+")) * self.transformer.config.hidden_size
 
     @property
     def dimension(self) -> int:
         """Width of a sentence vector."""
-        pooled = len(self.pooling.split("+")) * self.transformer.config.hidden_size
-        return self.dense[-1][0].out_features if len(self.dense) else pooled
+        return self.dense[-1][0].out_features if len(self.dense) else self.pooled_dimension
 
     @property
     def prompt(self) -> str:
@@ -331,7 +377,7 @@ class SentenceEncoder(nn.Module):
         write_json(folder / "modules.json", modules)
         write_json(
             folder / "sentence_bert_config.json",
-            {"max_seq_length": self.max_seq_length, "do_lower_case": False},
+            {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case},
         )
         write_json(
             folder / "config_sentence_transformers.json",
@@ -340,7 +386,7 @@ class SentenceEncoder(nn.Module):
                 "__version__": {},
                 "prompts": self.prompts,
                 "default_prompt_name": self.default_prompt_name,
-                "similarity_fn_name": "cosine",
+                "similarity_fn_name": self.similarity,
             },
         )
 

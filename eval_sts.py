@@ -29,6 +29,7 @@ from distill_utils import (
     UserError,
     check_processes,
     check_replaceable,
+    expand_languages,
     replaced_folder,
     run,
     write_json,
@@ -36,7 +37,7 @@ from distill_utils import (
 )
 from encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from export import command_line, export_model, fp16_loss, model_card, push, training_of
-from metrics import cosine, similarities, sts_resamples, sts_scores
+from metrics import cosine, similarities, sts_resamples, sts_scores, unit
 from report import draw_heatmaps, print_scores, write_csv, write_report
 from sts import StsSet, read_sts
 
@@ -91,7 +92,7 @@ def named_models(specs: list[str]) -> dict[str, str]:
     models = {}
     for spec in specs:
         name, path = named(spec)
-        name = name or Path(path).name
+        name = name or Path(path).name or Path(path).resolve().name  # of '.', that of the folder
         if name in models:
             raise UserError(f"two models are called {name}: tell them apart, as in {name}2={path}")
         models[name] = path
@@ -113,6 +114,8 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
     if not (args.sts or args.bitext):
         raise UserError("nothing to score on: give --sts, --bitext or both")
+    if args.seed < 0 or (args.max_tokens_per_batch or 1) < 1:
+        raise UserError("--seed is 0 or more, --max_tokens_per_batch 1 or more")
     if args.bootstrap_samples < 1:
         raise UserError(f"--bootstrap_samples {args.bootstrap_samples} must be 1 or more")
     if args.score_range and args.score_range[0] >= args.score_range[1]:
@@ -127,7 +130,10 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         except HFValidationError as error:
             raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
     outputs = [Path(path).resolve() for path in (args.output_dir, args.export_dir) if path]
-    inputs = [*models.values(), *(named(spec)[1].partition(":")[0] for spec in args.bitext)]
+    specs = [named(spec)[1] for spec in (*args.sts, *args.bitext)]
+    files = [path for spec in specs if "{" in spec for path in expand_languages(spec).values()]
+    folders = [spec.partition(":")[0] for spec in specs if "{" not in spec]
+    inputs = [*models.values(), *files, *folders, *filter(None, [args.teacher_model_name_or_path])]
     for path in outputs:
         check_replaceable(path)
         for other in [*outputs, *(Path(given).resolve() for given in inputs if Path(given).exists())]:
@@ -149,24 +155,31 @@ def score_sts(sets: list[StsSet], vector: dict, samples: int, seed: int) -> tupl
 
 
 def score_bitext(
-    bitexts: list[Bitext], vector: dict, teacher: dict | None, margin: bool, device, samples: int, seed: int
+    bitexts: list[Bitext], vector: dict, labels: dict | None, margin: bool, device, samples: int, seed: int
 ) -> tuple[dict, dict[str, Score]]:
-    """Accuracies of each bitext with their 95% intervals; the mean accuracy with its resamples."""
-    entry, headline = {}, {}
-    for number, bitext in enumerate(bitexts):
+    """Accuracies of each bitext with their 95% intervals; the mean accuracy with its resamples.
+
+    A resample takes source sentences, each with its translations in all bitexts: what is hard to find in one language
+    is hard to find in the next.
+    """
+    entry, headline, hits, number = {}, {}, [], {}
+    for bitext in bitexts:
         source, target = (np.stack([vector[s] for s in side]) for side in (bitext.sources, bitext.targets))
         entry[bitext.name] = scores = {}
+        hits.append({})
         for prefix, k in [("", 0), ("margin_", 4)][: 1 + margin]:
-            hits = translation_hits(bitext.sources, bitext.targets, source, target, margin_k=k, device=device)
-            accuracy = translation_accuracy(hits)
-            resampled = resampled_means(np.stack([*hits, hits.mean(0)]), samples, (seed, number))
-            for (name, value), resamples in zip(accuracy.items(), resampled, strict=True):
-                scores |= {prefix + name: value, f"{prefix}{name}_ci": interval(resamples)}
-            if k == 0:
-                headline[bitext.name] = Score(accuracy["mean_accuracy"], resampled[-1])
-        if teacher is not None:
-            scores["negative_mse"] = negative_mse([teacher[s] for s in bitext.sources], target)
+            both = translation_hits(bitext.sources, bitext.targets, source, target, margin_k=k, device=device)
+            for (name, value), rows in zip(translation_accuracy(both).items(), [*both, both.mean(0)], strict=True):
+                scores[prefix + name], hits[-1][prefix + name] = value, rows
+        if labels is not None:
+            scores["negative_mse"] = negative_mse([labels[s] for s in bitext.sources], target)
         scores["n"] = len(source)
+    tables = [np.stack([*rows.values()]) for rows in hits]
+    clusters = [np.array([number.setdefault(s, len(number)) for s in bitext.sources]) for bitext in bitexts]
+    for bitext, rows, resampled in zip(bitexts, hits, resampled_means(tables, clusters, samples, seed), strict=True):
+        resamples = dict(zip(rows, resampled, strict=True))
+        entry[bitext.name] |= {f"{name}_ci": interval(one) for name, one in resamples.items()}
+        headline[bitext.name] = Score(entry[bitext.name]["mean_accuracy"], resamples["mean_accuracy"])
     return entry, headline
 
 
@@ -216,13 +229,19 @@ def embed(
     return vector
 
 
+def rounded_to_fp16(weights: dict) -> dict:
+    return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+
+
 def score(
-    name: str, path: str, vector: dict, teacher: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
+    name: str, path: str, vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
 ) -> tuple[dict, Scores]:
     """A model's entry in scores.json, and what models are compared by."""
     samples, seed = args.bootstrap_samples, args.seed
     sts_entry, sts = score_sts(sets, vector, samples, seed)
-    bitext_entry, bitext = score_bitext(bitexts, vector, teacher, args.margin, device, samples, seed)
+    bitext_entry, bitext = {}, {}
+    if bitexts:
+        bitext_entry, bitext = score_bitext(bitexts, vector, labels, args.margin, device, samples, seed)
     summary = means(sets, sts, bitext)
     summary_entry = {kind: {"value": mean.value, "ci": interval(mean.resamples)} for kind, mean in summary.items()}
     entry = {"name": name, "path": path, "sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
@@ -264,25 +283,36 @@ def main(args: argparse.Namespace) -> None:
     sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
     sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
 
-    def load(name: str, path: str, sentences: list[str]) -> tuple[SentenceEncoder, dict[str, np.ndarray]]:
-        encoder = SentenceEncoder.from_pretrained(path).to(accelerator.device)
-        return encoder, embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
+    def load(path: str) -> SentenceEncoder:
+        return SentenceEncoder.from_pretrained(path).to(accelerator.device)
 
-    def scored_on_all(name: str, path: str, vector: dict[str, np.ndarray]) -> tuple[dict, Scores]:
-        return score(name, path, vector, teacher[1], sets, bitexts, args, accelerator.device)
+    def vectors(encoder: SentenceEncoder, name: str, sentences: list[str]) -> dict[str, np.ndarray]:
+        return embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
+
+    def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder: SentenceEncoder) -> tuple[dict, Scores]:
+        teachers = labels.get(encoder.normalize)
+        return score(name, models[name], vector, teachers, sets, bitexts, args, accelerator.device)
+
+    # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
+    teacher_path, labels = args.teacher_model_name_or_path, {}
+    if teacher_path:
+        teacher = load(teacher_path)
+        normalize, teacher.normalize = teacher.normalize, False
+        raw = vectors(teacher, "teacher", sentences if teacher_path in models.values() else sources)
+        teacher.normalize = normalize
+        unit_length = dict(zip(raw, unit(np.stack([*raw.values()])), strict=True))
+        labels = {False: raw, True: unit_length if normalize else raw}
 
     # Each model in turn; one that cannot be loaded is told of at the end
-    teacher_path, teacher = args.teacher_model_name_or_path, (None, None)
-    if teacher_path:
-        teacher = load("teacher", teacher_path, sentences if teacher_path in models.values() else sources)
     entries, compared, nearness = [], {}, {}
     for name, path in models.items():
         try:
-            encoder, vector = teacher if path == teacher_path else load(name, path, sentences)
+            encoder = teacher if path == teacher_path else load(path)
+            vector = labels[teacher.normalize] if path == teacher_path else vectors(encoder, name, sentences)
         except UserError as error:
             entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
             continue
-        entry, compared[name] = scored_on_all(name, path, vector)
+        entry, compared[name] = scored_on_all(name, vector, encoder)
         entries.append(entry)
         nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
     failed = [entry["error"] for entry in entries if "error" in entry]
@@ -309,9 +339,9 @@ def main(args: argparse.Namespace) -> None:
     elif args.export_dir:
         exported = {key: value for key, value in entry.items() if key != "compared_with"}
         if args.export_dtype == "fp16":
-            vector = embed(encoder.half().float(), f"{last} in fp16", sentences, accelerator, args.max_tokens_per_batch)
-            exported, rounded = scored_on_all(last, models[last], vector)
-            exported["compared_with"] = {"fp32": compare(rounded, compared[last])}
+            encoder.load_state_dict(rounded_to_fp16(encoder.state_dict()))
+            exported, scored = scored_on_all(last, vectors(encoder, f"{last} in fp16", sentences), encoder)
+            exported["compared_with"] = {"fp32": compare(scored, compared[last])}
         if accelerator.is_main_process:
             exported = defined(exported)
             card = model_card(exported, sets, bitexts, encoder, training_of(models[last]))

@@ -1,7 +1,5 @@
 """Scores of sentence vectors on textual similarity: how similarities correlate with gold scores."""
 
-import itertools
-
 import datasets
 import evaluate
 import numpy as np
@@ -79,12 +77,13 @@ def sts_resamples(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The correlations of `sts_scores` in bootstrap resamples of the pairs, (samples,) each.
 
-    Sets made from aligned tables, which share their gold scores, are resampled together, so that their mean can be
-    taken within each resample.
+    Sets of the same gold scores are aligned: they are resampled together, so that their mean can be taken within
+    each resample.
     """
-    resamples = {pairs.name: {} for pairs in sets}
-    groups = itertools.groupby(zip(sets, similar, strict=True), key=lambda pair: id(pair[0].scores))
-    for number, (_, group) in enumerate(groups):
+    resamples, groups = {pairs.name: {} for pairs in sets}, {}
+    for pairs, columns in zip(sets, similar, strict=True):
+        groups.setdefault(pairs.scores.tobytes(), []).append((pairs, columns))
+    for number, group in enumerate(groups.values()):
         cells = [(pairs, name, columns[name]) for pairs, columns in group for name in SIMILARITIES]
         predictions, gold = np.stack([column for *_, column in cells]), cells[0][0].scores
         spearman, pearson = resampled_correlations(predictions, gold, samples, (seed, number))

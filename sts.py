@@ -40,7 +40,7 @@ def read_sts(spec: str, score_range: tuple[float, float] | None = None, name: st
     bad row, and for aligned tables whose rows or scores differ.
     """
     paths = expand_languages(spec)
-    languages = {tag: tuple(required_tag(part, spec) for part in split_pair(tag)) for tag in paths}
+    languages = {tag: tuple(required_tag(part, spec) for part in parts) for tag, parts in split_pairs(paths).items()}
     if twice := [tag for tag in paths if list(languages.values()).count(languages[tag]) > 1]:
         raise UserError(f"{spec} names the same language twice, as {' and '.join(twice)}: leave one out")
     tables = {tag: _read_table(path) for tag, path in paths.items()}
@@ -72,9 +72,14 @@ def set_name(language1: str, language2: str) -> str:
     return language1 if language1 == language2 else f"{language1}-{language2}"
 
 
-def split_pair(tag: str) -> list[str]:
-    """'en-de' -> ['en', 'de']; 'pt-BR' and 'zh-Hans' are one language: regions and scripts begin with a capital."""
-    return re.split(r"-(?![A-Z])", tag)
+def split_pairs(tags: Iterable[str]) -> dict[str, list[str]]:
+    """The languages of each tag: 'en-de' -> ['en', 'de'].
+
+    'pt-BR' and 'zh-Hans' are one language, since a region or script begins with a capital; and where any tag has no
+    hyphen, all are one language, as in '{en,pt-br}'.
+    """
+    pairs = all("-" in tag for tag in tags)
+    return {tag: re.split(r"-(?![A-Z])", tag) if pairs else [tag] for tag in tags}
 
 
 def _find_range(tables: dict[str, pl.DataFrame]) -> tuple[float, float]:

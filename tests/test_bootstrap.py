@@ -38,10 +38,15 @@ def test_a_resample_without_variation_is_undefined_and_left_out():
     assert interval(np.full(5, np.nan)) is None
 
 
-def test_means():
-    values = np.array([[0.0, 1.0, 0.5, 0.5], [4.0, 3.0, 2.0, 1.0]])
-    expected = [values[:, one].mean(1) for one in rows_of(4, 30, seed=1)]
-    np.testing.assert_allclose(resampled_means(values, 30, seed=1), np.transpose(expected))
+def test_means_of_clusters():
+    """Three sources; the second has two translations into one language, the third has none into the other."""
+    tables = [np.array([[0.0, 1.0, 0.5, 0.5], [4.0, 3.0, 2.0, 1.0]]), np.array([[1.0, 0.0]])]
+    clusters = [np.array([0, 1, 1, 2]), np.array([1, 0])]
+    first, second = resampled_means(tables, clusters, 200, seed=1)
+    for sample, taken in enumerate(rows_of(3, 200, seed=1)):
+        rows = [[row for one in taken for row in np.flatnonzero(table == one)] for table in clusters]
+        np.testing.assert_allclose(first[:, sample], tables[0][:, rows[0]].mean(1))
+        assert np.isnan(second[0, sample]) if not rows[1] else second[0, sample] == tables[1][0, rows[1]].mean()
 
 
 def test_the_seed_decides():
@@ -54,7 +59,7 @@ def test_interval_holds_95_percent():
     assert interval(np.arange(1001.0)) == [25, 975]
     # Of a mean of 400 coin tosses the 95% interval is about 0.5 +- 1.96 * 0.025.
     tosses = np.tile([0.0, 1.0], 200)
-    low, high = interval(resampled_means(tosses[None], 4000, seed=0)[0])
+    low, high = interval(resampled_means([tosses[None]], [np.arange(400)], 4000, seed=0)[0][0])
     assert (low, high) == (pytest.approx(0.451, abs=0.005), pytest.approx(0.549, abs=0.005))
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import saved, tiny_encoder
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from tokenizers import normalizers
 from torch import nn
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import BertTokenizer, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaModel
 
 from distill_utils import UserError
 from encoder import POOLINGS, SentenceEncoder, pack, packed_batches, pad, padded_batches, set_matmul_precision
@@ -70,13 +70,41 @@ def test_the_default_prompt_is_put_before_every_sentence(tmp_path):
 
 
 def test_do_lower_case_of_old_folders(tmp_path):
+    """Also when it is saved again: transformers builds BERT's own tokenizer anew, without a normalizer of ours."""
     ours = tiny_encoder()
-    ours.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    ours.tokenizer = BertTokenizer(vocab=ours.tokenizer.get_vocab(), do_lower_case=False)
+    cased = ours.encode(SENTENCES)
     folder = saved(ours, tmp_path / "model")
     (tmp_path / "model/sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": true}')
-    again, peer = SentenceEncoder.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
-    np.testing.assert_allclose(again.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
-    assert np.abs(again.encode(SENTENCES) - ours.encode(SENTENCES)).max() > 1e-3
+    opened = SentenceEncoder.from_pretrained(folder)
+    assert np.abs(opened.encode(SENTENCES) - cased).max() > 1e-3
+    for path in (folder, saved(opened, tmp_path / "again")):
+        peer = SentenceTransformer(path, device="cpu")
+        np.testing.assert_allclose(peer.encode(SENTENCES), opened.encode(SENTENCES), atol=1e-6)
+        np.testing.assert_array_equal(SentenceEncoder.from_pretrained(path).encode(SENTENCES), opened.encode(SENTENCES))
+
+
+def test_the_encoder_of_an_encoder_decoder(tmp_path):
+    config = T5Config(vocab_size=2000, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
+    folder = saved(tiny_encoder(transformer=T5EncoderModel(config)), tmp_path / "model")
+    ours, peer = SentenceEncoder.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(ours.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
+
+
+@pytest.mark.parametrize("of_folder, of_tokenizer, limit", [(50, 8, 50), (None, 8, 8), (None, 10**6, 64)])
+def test_the_length_limit_is_that_of_sentence_transformers(tmp_path, of_folder, of_tokenizer, limit):
+    folder = saved(tiny_encoder(), tmp_path / "model")
+    (tmp_path / "model/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": of_folder}))
+    path = tmp_path / "model/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": of_tokenizer}))
+    assert SentenceEncoder.from_pretrained(folder).max_seq_length == limit
+    assert SentenceTransformer(folder, device="cpu").max_seq_length == limit
+
+
+def test_the_similarity_that_a_folder_recommends_is_kept(tmp_path):
+    folder = saved(tiny_encoder(similarity="dot"), tmp_path / "model")
+    again = saved(SentenceEncoder.from_pretrained(folder), tmp_path / "again")
+    assert SentenceTransformer(again, device="cpu").similarity_fn_name == "dot"
 
 
 def test_dense_weights_of_old_folders(tmp_path):
@@ -178,6 +206,11 @@ def test_long_sentences_are_cut_at_the_limit():
         ("tokenizer", "has no tokenizer"),
         ("weights", "cannot be loaded as a model"),
         ("cut weights", "cannot be loaded as a model"),
+        ("other names", "model lacks 37 of the model's weights, such as embeddings.LayerNorm.bias: save it anew"),
+        ("a pointer", "cannot be loaded as a model"),
+        ("width", "its pooling gives 64 dimensions, its Dense layer takes 32"),
+        ("limit", "cannot be loaded as a model"),
+        ("list", "cannot be loaded as a model"),
         ("no JSON", "cannot be loaded as a model"),
     ],
 )
@@ -213,6 +246,18 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
             path.unlink()
     elif damage == "cut weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    elif damage == "other names":  # as a wrapper's state_dict has them
+        weights = load_file(folder / "model.safetensors")
+        save_file({f"module.{name}": w for name, w in weights.items()}, folder / "model.safetensors")
+    elif damage == "a pointer":  # what git holds in place of a large file
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    elif damage == "width":
+        change("1_Pooling/config.json", '"pooling_mode_cls_token": false', '"pooling_mode_cls_token": true')
+    elif damage == "limit":
+        (folder / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
+    elif damage == "list":
+        (folder / "config_sentence_transformers.json").write_text("[]")
     elif damage == "no JSON":
         (folder / "modules.json").write_text("[")
     else:

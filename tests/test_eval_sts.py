@@ -159,11 +159,15 @@ def compare_with_peer(entry: dict, folder: str, teacher: str | None, sts: str, b
 
 
 def test_scores_equal_those_of_sentence_transformers(tmp_path, trained, teacher):
+    """The teacher ends in Normalize, the student does not: it has learned the vectors before that layer."""
     rows = {language: csv_rows(SAMPLES / f"sts-{language}.csv") for language in ("en", "it")}
     paths = [write(tmp_path / f"text.{language}", "\n".join(row[0] for row in rows[language])) for language in rows]
     more = ["--bitext", str(tmp_path / "text.{en,it}"), "--teacher_model_name_or_path", teacher]
-    entry = evaluate(tmp_path, "--model_name_or_path", trained, *more)["models"][0]
-    assert compare_with_peer(entry, trained, teacher, STS, {"en-it": paths}) == 4 * 8 + 4
+    ours, its_own = evaluate(tmp_path, "--model_name_or_path", f"student={trained}", teacher, *more)["models"]
+    before_normalize = saved(tiny_encoder(seed=1), tmp_path / "before-normalize")
+    assert compare_with_peer(ours, trained, before_normalize, STS, {"en-it": paths}) == 4 * 8 + 4
+    assert compare_with_peer(its_own, teacher, teacher, STS, {"en-it": paths}) == 4 * 8 + 4
+    assert ours["bitext"]["en-it"]["negative_mse"] < 10 * its_own["bitext"]["en-it"]["negative_mse"] < 0
 
 
 @needs_data
@@ -271,6 +275,25 @@ def test_sets_of_several_specs_and_cross_lingual_by_themselves(tmp_path, model, 
     assert "\nsts17/en-de " in capsys.readouterr().out
 
 
+def test_translations_of_one_sentence_are_resampled_together(tmp_path, model):
+    """A second language that says the same as the first is no evidence more: no interval gets narrower."""
+    rows = {language: [row[0] for row in csv_rows(SAMPLES / f"sts-{language}.csv")] for language in ("en", "it")}
+    write(tmp_path / "text.en", "\n".join(rows["en"]))
+    for language in ("it", "es"):
+        write(tmp_path / f"text.{language}", "\n".join(rows["it"]))
+    entry = evaluate(tmp_path, "--model_name_or_path", model, "--bitext", str(tmp_path / "text.{en,it,es}"))["models"][
+        0
+    ]
+    low, high = entry["bitext"]["en-it"]["mean_accuracy_ci"]
+    assert low < high and entry["summary"]["accuracy"]["ci"] == pytest.approx([low, high])
+    # Nor does it where tables of the same pairs are given one by one.
+    for language in ("it", "es"):
+        write(tmp_path / f"sts-{language}.csv", (SAMPLES / "sts-it.csv").read_text(encoding="utf-8"))
+    more = ["--sts", *(str(tmp_path / f"sts-{{{language}}}.csv") for language in ("it", "es"))]
+    entry = evaluate(tmp_path, "--model_name_or_path", model, *more)["models"][0]
+    assert entry["summary"]["within"]["ci"] == pytest.approx(entry["sts"]["it"]["spearman_cosine_ci"])
+
+
 def test_a_model_that_fails_does_not_spoil_the_others(tmp_path, model, capsys):
     broken = tiny_encoder()
     torch.nn.init.constant_(broken.transformer.embeddings.word_embeddings.weight, float("nan"))
@@ -322,6 +345,8 @@ def test_bf16(tmp_path, model, monkeypatch):
 
 # ---------------------------------------------------------------- a user's mistakes
 
+ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES / "sts-{en,it}.csv")]}
+
 
 @pytest.mark.parametrize(
     "change, message",
@@ -339,6 +364,8 @@ def test_bf16(tmp_path, model, monkeypatch):
         ({"bitext": ["{tmp}/text.{en,it}"]}, "the files are not line-aligned, their line counts are"),
         ({"bitext": ["text.en"]}, "text.en: give line-aligned files in quoted braces"),
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "--teacher_model_name_or_path is for the negative MSE"),
+        ({"seed": -1}, "--seed is 0 or more, --max_tokens_per_batch 1 or more"),
+        ({"max_tokens_per_batch": -5}, "--seed is 0 or more, --max_tokens_per_batch 1 or more"),
         ({"bootstrap_samples": 0}, "--bootstrap_samples 0 must be 1 or more"),
         ({"output_dir": "{tmp}/full"}, "full exists and was not made by these scripts"),
         ({"output_dir": "{tmp}/text.en/scores"}, "text.en/scores cannot be written (Not a directory)"),
@@ -346,6 +373,9 @@ def test_bf16(tmp_path, model, monkeypatch):
         ({"export_dir": "{tmp}/scores"}, "scores would be replaced"),
         ({"export_dir": "{model}"}, "would be replaced"),
         ({"output_dir": "{parent}"}, "would be replaced"),
+        ({"output_dir": "{parent}", **ELSEWHERE, "teacher_model_name_or_path": "{model}"}, "would be replaced"),
+        ({"output_dir": "{parent}", **ELSEWHERE, "sts": ["{parent}/sts-{en}.csv"]}, "would be replaced"),
+        ({"output_dir": "{parent}", **ELSEWHERE, "bitext": ["{parent}/text.{en,it}"]}, "would be replaced"),
         ({"push_to_hub": "a/b", "export_dir": None}, "--push_to_hub uploads an export: give --export_dir too"),
         ({"push_to_hub": "a b/c"}, "--push_to_hub a b/c is no repository id"),
     ],
@@ -363,6 +393,8 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
     ours = tmp_path / "parent"
     ours.mkdir()
     inside = saved(tiny_encoder(), ours / "student")
+    for name in ("sts-en.csv", "text.en", "text.it"):
+        write(ours / name, "")
     for folder in (ours, ours / "student"):  # which makes them folders that the scripts may replace
         write(folder / "args.json", "{}")
 
@@ -387,6 +419,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
 
 def test_model_names():
     specs = ["a=x/y", "org/model", "z/", "runs/lr=2e-4/student"]
+    assert named_models(["."]) == {Path.cwd().name: "."}
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])

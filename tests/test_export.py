@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import ModernBertConfig, ModernBertModel
 
 import export
 import train_distill
@@ -106,6 +107,16 @@ def test_fp16_weights_and_their_loss(tmp_path, capsys):
     rounded = SentenceEncoder.from_pretrained(str(tmp_path / "export"))
     np.testing.assert_allclose(opened.encode(SENTENCES), rounded.encode(SENTENCES), atol=1e-5)
     assert np.abs(rounded.encode(SENTENCES) - model.encode(SENTENCES)).max() > 1e-6
+
+
+def test_fp16_weights_of_a_model_that_computes_its_positions(tmp_path):
+    """What a model keeps beside its weights, such as rotary frequencies, is not in the file and not rounded."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ModernBertConfig(vocab_size=2000, max_position_embeddings=64, pad_token_id=0, **settings)
+    model = tiny_encoder(transformer=ModernBertModel(config))
+    export_of(tmp_path, saved(model, tmp_path / "model"), "--export_dtype", "fp16")
+    opened = SentenceEncoder.from_pretrained(str(tmp_path / "export"))
+    np.testing.assert_allclose(opened.encode(SENTENCES), model.encode(SENTENCES), atol=1e-2)
 
 
 def test_an_old_export_stays_until_the_new_one_is_whole(tmp_path, teacher, student, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from conftest import SAMPLES
 
 from distill_utils import UserError
-from sts import read_sts, split_pair
+from sts import read_sts, split_pairs
 
 GOOD = "a,b,1.0\nc,d,2.5\ne,f,4\n"
 
@@ -42,11 +42,22 @@ def test_sets_that_are_cross_lingual_by_themselves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tag, parts",
-    [("en", ["en"]), ("en-de", ["en", "de"]), ("pt-BR", ["pt-BR"]), ("zh-Hans-pt-BR", ["zh-Hans", "pt-BR"])],
+    "tags, languages",
+    [
+        ("en", [["en"]]),
+        ("en-de pt-BR zh-Hans-pt-BR", [["en", "de"], ["pt-BR"], ["zh-Hans", "pt-BR"]]),
+        ("en pt-br zh-cn", [["en"], ["pt-br"], ["zh-cn"]]),  # aligned tables: nothing else has a tag without a hyphen
+    ],
 )
-def test_pairs_of_languages_and_regions(tag, parts):
-    assert split_pair(tag) == parts
+def test_pairs_of_languages_and_regions(tags, languages):
+    assert list(split_pairs(tags.split()).values()) == languages
+
+
+def test_regions_in_small_letters(tmp_path):
+    for tag in ("en", "pt-br"):
+        write(tmp_path / f"t-{tag}.csv", GOOD)
+    sets = read_sts(str(tmp_path / "t-{en,pt-br}.csv"))
+    assert [one.name for one in sets] == ["en", "en-pt-BR", "pt-BR-en", "pt-BR"]
 
 
 def test_tables_of_every_kind_are_the_same_set(tmp_path):
