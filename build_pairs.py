@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
 from corpora import FORMATS, read_corpus
-from distill_utils import HelpFormatter, UserError, replaced_folder, run, write_json, writing
+from distill_utils import HelpFormatter, UserError, read_json, replaced_folder, run, write_json, writing
 from hash_order import HashOrder, hash_range, source_hash, starts_run
 from languages import required_tag
 
@@ -274,6 +274,11 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--max_length_ratio must be 1 or more")
     if min(args.dev_fraction, args.test_fraction) < 0 or args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must be at least 0 and together below 1")
+    parts = [parse_shard(shard) for shard in map(shard_of, args.corpus) if shard]
+    shards = max((shards for _, shards in parts), default=0)
+    if sorted(parts) != [(i, shards) for i in range(shards)]:
+        given = " ".join(f"{i}/{n}" for i, n in sorted(parts))
+        raise UserError(f"the corpora hold the shards {given}: give all of one whole, each once")
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -282,6 +287,11 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if match is None or int(match[1]) >= int(match[2]):
         raise UserError(f"--shard {shard}: expected I/N with I from 0 to N-1, as in 0/8")
     return int(match[1]), int(match[2])
+
+
+def shard_of(corpus: str) -> str | None:
+    """'I/N' for a folder that this script wrote with --shard I/N."""
+    return read_json(Path(corpus) / "args.json", {}).get("shard")
 
 
 def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series | None) -> pl.DataFrame:
@@ -328,7 +338,7 @@ def collect(
                 if chunk.is_empty():
                     continue
                 order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
-            if not has_source:
+            if not has_source and not shard_of(spec):  # few sentences leave some shards without any
                 raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
     lacking = sorted(wanted - there) if wanted else []
     if lacking:

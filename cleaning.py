@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from corpora import FORMATS, TABLES
 from distill_utils import UserError, expand_languages
 from languages import LETTER, script_pattern
 from textfiles import decode, text_blocks, text_lines
@@ -130,14 +131,20 @@ def fold(sentences: pl.Series) -> pl.Series:
 
 
 def read_excluded(specs: Iterable[str]) -> pl.Series:
-    """Every sentence of the evaluation files, folded: text with a sentence a line, or STS files (.csv, .tsv).
+    """Every sentence of the evaluation files, folded: text with a sentence a line, or STS files.
 
-    A brace path names a file per language. Of an STS file the two sentence columns are taken.
+    A brace path names a file per language. Of an STS file the columns sentence1 and sentence2 are taken, of CSV without
+    a header the first two, of TSV every cell.
     """
     sentences = []
     for spec in specs:
         for path in expand_languages(spec).values() if "{" in spec else [spec]:
-            there = _sts_sentences(path) if ".csv" in Path(path).suffixes else _plain_sentences(path)
+            suffixes = set(Path(path).suffixes)
+            kind = next((kind for kind in ("jsonl", "parquet") if suffixes & set(FORMATS[kind])), None)
+            if kind:
+                there = _table_sentences(path, kind)
+            else:
+                there = _sts_sentences(path) if ".csv" in suffixes else _plain_sentences(path)
             if there.is_in(["", None], nulls_equal=True).all():
                 raise UserError(f"{path} holds no sentence to exclude: check the file")
             sentences.append(fold(there))
@@ -151,15 +158,27 @@ def _plain_sentences(path: str) -> pl.Series:
     return pl.concat(lines) if lines else pl.Series([], dtype=pl.String)
 
 
+def _table_sentences(path: str, kind: str) -> pl.Series:
+    tables = []
+    for table in TABLES[kind](path):
+        if not {"sentence1", "sentence2"} <= set(table.columns):
+            raise UserError(f"{path} has the columns {', '.join(table.columns)}: expected sentence1 and sentence2")
+        tables += [table[name].cast(pl.String) for name in ("sentence1", "sentence2")]
+    return pl.concat(tables)
+
+
 def _sts_sentences(path: str) -> pl.Series:
     text = "".join(decode(path, number, block) for number, block in text_blocks(path))
     rows = csv.reader(text.splitlines(keepends=True))
-    sentences = []
+    sentences, places = [], (0, 1)
     try:
         for row in filter(None, rows):
-            if len(row) < 2:
-                raise UserError(f"{path}, line {rows.line_num}: expected sentence1,sentence2,score, found one column")
-            sentences += row[:2]
+            if {"sentence1", "sentence2"} <= set(row):
+                places = (row.index("sentence1"), row.index("sentence2"))
+            elif len(row) <= max(places):
+                raise UserError(f"{path}, line {rows.line_num}: expected sentence1,sentence2,score, found {row}")
+            else:
+                sentences += [row[place] for place in places]
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num} is no CSV ({error}): mend or remove it") from None
     return pl.Series(sentences, dtype=pl.String)

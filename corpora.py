@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import datasets
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -55,13 +56,13 @@ def read_corpus(
         yield from aligned_pairs(spec, source_language)
     elif kind == "tmx":
         yield from tmx_pairs(spec, source_language)
-    elif kind == "tsv":
-        for table in tsv_tables(spec, source_language):
-            yield from table_pairs(table, spec, source_language)
     else:
         row = 0
-        for table in TABLES[kind](spec):
-            yield from table_pairs(table, spec, source_language, columns, row)
+        for table in tsv_tables(spec, source_language) if kind == "tsv" else TABLES[kind](spec):
+            for pairs in table_pairs(table, spec, source_language, None if kind == "tsv" else columns, row):
+                # In no language, a sentence is nobody's target: it is counted as missing.
+                target = pl.when(pl.col("language").is_not_null()).then("target").alias("target")
+                yield pairs.with_columns(target, pl.col("language").fill_null("und"))
             row += len(table)
 
 
@@ -327,6 +328,7 @@ def table_pairs(
     table: pl.DataFrame, spec: str, source_language: str, columns: tuple[str, str] | None = None, row: int = 0
 ) -> Iterator[pl.DataFrame]:
     """The pairs of a table whose first row is row `row` of the corpus; its schema is found from its columns."""
+    table = table.with_columns((cs.categorical() | cs.enum()).cast(pl.String))
     names = table.columns
     nested = next((name for name in ("translations", "translation") if name in names), None)
     if columns is not None or {"english", "non_english"} <= set(names) or {"source", "target"} <= set(names):
@@ -381,11 +383,12 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
             f"{lengths['translation'][ragged[0]]} translations: mend or remove the row"
         )
     sentences = table.select("language", "translation").with_row_index("row").explode("language", "translation")
-    sentences = sentences.drop_nulls("language").with_columns(_standard(pl.col("language"), sentences["language"]))
+    sentences = sentences.filter(pl.any_horizontal(pl.col("language", "translation").is_not_null()))
+    sentences = sentences.with_columns(_standard(pl.col("language"), sentences["language"]))
     sources = sentences.filter(language=source_language).unique("row", keep="first", maintain_order=True)
     at = pl.Series([None], dtype=pl.UInt32).extend_constant(None, max(len(table) - 1, 0))
     at = at.scatter(sources["row"], pl.int_range(len(sources), dtype=pl.UInt32, eager=True))
-    targets = sentences.filter(pl.col("language") != source_language)
+    targets = sentences.filter(pl.col("language").ne_missing(source_language))
     return targets.select(
         source=sources["translation"].gather(at.gather(targets["row"])), language="language", target="translation"
     )
@@ -426,7 +429,7 @@ def column_pairs(
     pairs = table.select(
         source=pl.col(source).cast(pl.String), language=language, target=pl.col(target).cast(pl.String)
     )
-    return pairs.filter(pl.col("language") != source_language)
+    return pairs.filter(pl.col("language").ne_missing(source_language))
 
 
 def _names(spec: str) -> list[str]:

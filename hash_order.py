@@ -44,6 +44,8 @@ class HashOrder:
         self.sizes = np.zeros(BUCKETS, dtype=np.int64)  # bytes on disk of each range
 
     def add(self, frame: pl.DataFrame) -> None:
+        if frame.is_empty():
+            return
         self.frames.append(frame)
         self.held += frame.estimated_size()
         if self.held > self.memory:

@@ -12,6 +12,9 @@ from langcodes.registry_parser import parse_registry
 from distill_utils import UserError
 
 LETTER = r"\p{L}"
+FORMAT_SUFFIXES = re.compile(
+    r"(\.(tsv|csv|txt|jsonl|ndjson|json|parquet|arrow|gz|xz|zst|bz2))+$"
+)  # tsv is a language too
 # Scripts that one ISO 15924 code stands for, by the names that regular expressions know.
 SCRIPT_GROUPS = {
     "Hans": ["Han", "Bopomofo"],
@@ -92,7 +95,7 @@ def languages_of_name(name: str, source_language: str) -> tuple[str, bool] | Non
 
     'talks-en-pt-br-train' -> ('pt-BR', True), 'tatoeba.ita-eng' -> ('it', False), None where none is named.
     """
-    words = re.findall("[A-Za-z]+", name)
+    words = re.findall("[A-Za-z]+", FORMAT_SUFFIXES.sub("", name))
     found = []
     for i, word in enumerate(words):
         if standard_tag(word) != source_language:

@@ -290,6 +290,8 @@ def test_absent_language_names_those_there(tmp_path):
         ("ted-en-it.tsv", ("it", True)),
         ("en-it-test", ("it", True)),
         ("opus.tsv", None),
+        ("kab-en.tsv", ("kab", False)),  # tsv is a language's code as well
+        ("tatoeba.ast-eng.txt.gz", ("ast", False)),
     ],
 )
 def test_languages_of_name(name, languages):
@@ -415,6 +417,34 @@ def test_exclude(tmp_path):
     kept = {("The sun is hot.", "de", "Die Sonne ist heiß."), ("We eat bread.", "it", "Mangiamo pane.")}
     assert set(result["pairs"]) == kept
     assert dropped(result) == {"excluded": 2} and dropped(result, language="de") == {"excluded": 2}
+
+
+def test_exclude_takes_the_sentences_of_tables_by_name(tmp_path):
+    write(tmp_path / "x.en", *ENGLISH, "A cat sleeps.")
+    write(tmp_path / "x.it", *ITALIAN, "Un gatto dorme.")
+    first, second, third = ENGLISH[0], ENGLISH[1], ENGLISH[2]
+    write(tmp_path / "headed.csv", "score,sentence1,sentence2", f"2.5,{first},{second}")
+    write(tmp_path / "lines.jsonl", json.dumps({"score": 2.5, "sentence1": third, "sentence2": "x"}))
+    exclude = ["--exclude", tmp_path / "headed.csv", tmp_path / "lines.jsonl"]
+    result = build(tmp_path, tmp_path / "x.{en,it}", *exclude, "--dev_fraction", 0, languages=("it",))
+    assert result["pairs"] == [("A cat sleeps.", "it", "Un gatto dorme.")]
+    assert dropped(result) == {"excluded": 3}
+    write(tmp_path / "lines.jsonl", json.dumps({"text": third}))
+    with pytest.raises(UserError, match=r"lines\.jsonl has the columns text: expected sentence1 and sentence2"):
+        build(tmp_path, tmp_path / "x.{en,it}", *exclude)
+
+
+def test_rows_of_no_language_are_counted_as_missing(tmp_path):
+    """A column of languages that pandas wrote as categories, with one null."""
+    table = pl.DataFrame({"source": ENGLISH[:3], "target": ITALIAN[:3], "language": ["it", None, "de"]})
+    table.with_columns(pl.col("language").cast(pl.Categorical)).write_parquet(tmp_path / "pairs.parquet")
+    result = build(tmp_path, tmp_path / "pairs.parquet", languages=("all",))
+    assert {language for _, language, _ in result["pairs"]} == {"it", "de"}
+    assert dropped(result, language="und") == {"missing": 1}
+    row = {"language": ["en", None, "it"], "translation": [ENGLISH[0], "Etwas.", ITALIAN[0]]}
+    write(tmp_path / "ted.jsonl", json.dumps({"translations": row}))
+    result = build(tmp_path, tmp_path / "ted.jsonl", "--dev_fraction", 0, languages=("all",))
+    assert result["pairs"] == [(ENGLISH[0], "it", ITALIAN[0])] and dropped(result, language="und") == {"missing": 1}
 
 
 # ---------------------------------------------------------------- rows, sampling, splits
@@ -546,6 +576,32 @@ def test_merged_shards_keep_the_cap_of_the_whole(tmp_path):
     for split in ("train", "dev"):
         for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
             assert merged[f"{split}/{name}"] == whole[f"{split}/{name}"]
+
+
+def test_shards_that_are_not_one_whole_are_refused(tmp_path):
+    def shard(part: str) -> Path:
+        folder = tmp_path / part.replace("/", "-")
+        folder.mkdir()
+        return build(folder, many(tmp_path), "--dev_fraction", 0.1, "--shard", part)["folder"]
+
+    first, second, other = shard("0/3"), shard("1/3"), shard("2/4")
+    for shards, named in (([first, second], "0/3 1/3"), ([first, second, other], "0/3 1/3 2/4")):
+        with pytest.raises(UserError, match=f"the corpora hold the shards {named}: give all of one whole, each once"):
+            build(tmp_path, shards)
+
+
+def test_few_sentences_leave_shards_empty(tmp_path):
+    """They are folders of no rows, and the merge takes them; without shards the run says what is wrong."""
+    tsv(tmp_path / "x-en-it.tsv", [("A sentence.", "Una frase."), ("Another one.", "Un'altra ancora.")])
+    shards = []
+    for i in range(6):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        shards.append(build(folder, tmp_path / "x-en-it.tsv", "--dev_fraction", 0, "--shard", f"{i}/6")["folder"])
+    assert len(build(tmp_path, shards, "--dev_fraction", 0)["rows"]) == 2
+    tsv(tmp_path / "y-en-it.tsv", [("A sentence.", "Предложение."), ("Another one.", "Другое.")])
+    with pytest.raises(UserError, match="the train split would be empty: 0 source sentences are left"):
+        build(tmp_path, tmp_path / "y-en-it.tsv", "--dev_fraction", 0)
 
 
 # ---------------------------------------------------------------- views
@@ -740,7 +796,7 @@ def test_slurm_array_and_merge_equal_one_call(tmp_path):
     script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
     head, rest = script.split("corpora=", 1)
     rest = rest.split("# ---- end of edit me", 1)[1]
-    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\n"
+    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\nshards=2\n"
     (tmp_path / "job.sh").write_text(head + edited + rest, encoding="utf-8")
     for name in ("bin", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
@@ -761,7 +817,7 @@ def test_slurm_array_and_merge_equal_one_call(tmp_path):
         {"MERGE": "1", "SLURM_ARRAY_TASK_ID": "0"},
     ):
         job = ["bash", tmp_path / "job.sh", *options]
-        subprocess.run(job, env=environment | {"SLURM_ARRAY_TASK_MAX": "1"} | extra, check=True, cwd=tmp_path)
+        subprocess.run(job, env=environment | extra, check=True, cwd=tmp_path)
     folder = tmp_path / "whole"
     folder.mkdir()
     whole = content(build(folder, tmp_path / "x-en-it.tsv", *options)["folder"])

@@ -202,6 +202,7 @@ def test_an_array_of_shards_and_their_merge_equal_one_call(tmp_path):
     script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
     edited = re.sub(r"^corpora=.*$", "corpora=(talks.jsonl)", script, flags=re.M)
     edited = re.sub(r"^languages=.*$", "languages=(it de)", edited, flags=re.M)
+    edited = re.sub(r"^shards=.*$", "shards=3", edited, flags=re.M)
     (tmp_path / "build_pairs.slurm").write_text(edited)
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     for path in ROOT.glob("*.py"):
