@@ -24,7 +24,7 @@ from tabulate import tabulate
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from alignment import start_from_alignments
 from distill_utils import (
@@ -32,12 +32,14 @@ from distill_utils import (
     UserError,
     expand_languages,
     load_pairs,
+    positive,
     read_json,
     replaced_folder,
     run,
     write_json,
+    writing,
 )
-from encoder import SentenceEncoder, save_tokenizer
+from encoder import SentenceEncoder, longest_input, position_table, read_tokenizer, save_tokenizer
 from textfiles import text_lines
 from vocabulary import (
     SPECIAL_TOKENS,
@@ -68,20 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
     corpora.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     command = commands.add_parser("audit", parents=[corpora], **about(audit_tokenizers))
     command.add_argument("--tokenizer_name_or_path", nargs="+", required=True, metavar="T", help="folders or hub ids")
-    command.add_argument("--max_seq_length", type=int, default=128, help="tokens a student would read of a sentence")
-    command.add_argument("--max_sentences_per_language", type=int, default=10_000, help="the first so many of each")
+    command.add_argument("--max_seq_length", type=positive, default=128, help="tokens a student reads of a sentence")
+    command.add_argument("--max_sentences_per_language", type=positive, default=10_000, help="the first of each")
     command = commands.add_parser("trim", parents=[corpora], **about(trim_student))
     command.add_argument("--model_name_or_path", required=True, help="student to trim, folder or hub id")
     command.add_argument("--coverage", type=float, default=1.0, help="share of each language's text to keep tokens for")
-    command.add_argument("--vocab_size", type=int, help="most tokens to keep, the most frequent")
+    command.add_argument("--vocab_size", type=positive, help="most tokens to keep, the most frequent")
     command = commands.add_parser("graft", **about(graft_student))
     command.add_argument("--encoder_model_name_or_path", required=True, help="model whose encoder the student gets")
     command.add_argument("--pairs_dir", help="folder of build_pairs.py, to train the tokenizer on and align its tokens")
     command.add_argument("--tokenizer_name_or_path", help="multilingual tokenizer to use (if not given: train one)")
-    command.add_argument("--vocab_size", type=int, default=24_000, help="most tokens of a tokenizer to train")
+    command.add_argument("--vocab_size", type=positive, default=24_000, help="most tokens of a tokenizer to train")
     command.add_argument("--start", choices=["alignment", "pieces"], default="alignment", help="of new embeddings")
-    command.add_argument("--num_layers", type=int, help="layers to keep, evenly spaced (if not given: all)")
-    command.add_argument("--max_position_embeddings", type=int, help="longest input, in tokens (if not given: as is)")
+    command.add_argument("--num_layers", type=positive, help="layers to keep, evenly spaced (if not given: all)")
+    command.add_argument("--max_position_embeddings", type=positive, help="longest input (if not given: as is)")
     command.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     # fmt: on
     return parser
@@ -101,7 +103,10 @@ def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator
         raise UserError("no corpus is given: add --pairs_dir or --text_files")
     if pairs_dir:
         source_language = read_json(Path(pairs_dir) / "args.json", {}).get("source_language", "source")
-        for split in load_pairs(pairs_dir).values():
+        splits = load_pairs(pairs_dir)
+        if len(splits["train"]) == 0:
+            raise UserError(f"{pairs_dir} holds no pair: build it anew")
+        for split in splits.values():
             for rows in split.iter(1000):
                 batch = {source_language: rows["source"]}
                 for target in (target for targets in rows["targets"] for target in targets):
@@ -109,9 +114,13 @@ def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator
                 yield from batch.items()
     for spec in text_files:
         for language, path in expand_languages(spec).items():
+            empty = True
             for _, lines in text_lines(path):
                 if filled := [line for line in lines if line.strip()]:
+                    empty = False
                     yield language, filled
+            if empty:
+                raise UserError(f"{path} holds no sentence: check the file")
 
 
 def sentences(dataset) -> Iterator[str]:
@@ -123,7 +132,7 @@ def sentences(dataset) -> Iterator[str]:
 
 def load_tokenizer(name_or_path: str):
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return read_tokenizer(name_or_path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name_or_path} is no tokenizer folder or hub id within reach: {reason}") from error
@@ -238,7 +247,7 @@ def audit_tokenizers(args: argparse.Namespace) -> None:
             for language, listed in tqdm(read.items(), desc="audit", unit=" languages")
         }
         report[path] = {"vocabulary": len(tokenizer), "languages": languages}
-    with replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
         write_json(folder / "audit.json", {"max_seq_length": args.max_seq_length, "tokenizers": report})
         draw_audit(report, folder / "audit.png")
     for path, entry in report.items():
@@ -319,7 +328,7 @@ def trim_student(args: argparse.Namespace) -> None:
     align = ["left", *["right"] * 5]
     summary = "{tokens:,} tokens, {parameters:,} parameters, {bytes:,} bytes"
     lines = [f"Before: {summary.format(**sizes[0])}.", f"After: {summary.format(**sizes[1])}."]
-    with replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
         encoder.save(folder)
         if model is not encoder.transformer:
             model.save_pretrained(folder)
@@ -338,32 +347,27 @@ def keep_layers(model, number: int) -> None:
     count = model.config.num_hidden_layers
     if not 1 <= number <= count:
         raise UserError(f"--num_layers {number}: the encoder has {count}")
-    name, layers = next(
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    )
+    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    name, layers = next(((name, layers) for name, layers in lists if len(layers) == count), (None, None))
+    if layers is None:
+        raise UserError(f"--num_layers {number}: {type(model).__name__} shares one layer's weights, leave it out")
     kept = np.linspace(0, count - 1, number).round().astype(int)
     model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in kept]
     model.config.num_hidden_layers = number
-
-
-def position_table(model) -> tuple[str, nn.Embedding] | None:
-    """Name and table of learned positions, None where a model has none."""
-    return next(((n, m) for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
 
 
 def cut_positions(model, length: int) -> None:
     """Keep the positions of inputs of up to `length` tokens."""
     name, table = position_table(model) or (None, None)
-    # RoBERTa and its kin number positions from behind the padding token's id.
-    rows = length + (0 if table is None or table.padding_idx is None else table.padding_idx + 1)
-    if table is None or length < 3 or rows > table.num_embeddings:
-        have = "no table of positions" if table is None else f"{table.num_embeddings} positions"
+    longest = longest_input(model)
+    if table is None or not 3 <= length <= longest:
+        have = "no table of positions" if table is None else f"positions for {longest} tokens"
         raise UserError(f"--max_position_embeddings {length}: the encoder has {have}")
-    weight = table.weight.detach()[:rows].clone()
+    weight = table.weight.detach()[: table.num_embeddings - longest + length].clone()
     model.set_submodule(name, nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx))
-    model.config.max_position_embeddings = rows
+    model.config.max_position_embeddings = len(weight)
 
 
 def pairs_by_language(dataset, most: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -425,7 +429,7 @@ def graft_student(args: argparse.Namespace) -> None:
     set_token_ids(model.config, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     summary = f"{len(tokenizer):,} tokens, {model.config.num_hidden_layers} layers, {parameters / 1e6:.1f} M parameters"
-    with replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
         model.save_pretrained(folder)
         length = min(encoder.max_seq_length, args.max_position_embeddings or encoder.max_seq_length)
         save_tokenizer(tokenizer, folder, length)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+from safetensors import SafetensorError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -20,6 +21,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+def positive(text: str) -> int:
+    """An option's number, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
 
 
 class UserError(Exception):
@@ -77,9 +86,9 @@ def writing(path: str) -> Iterator[None]:
     """Turn a full disk or a missing permission into a UserError that names the folder."""
     try:
         yield
-    except OSError as error:
-        # Arrow's errors carry the number, but not its meaning.
-        reason = os.strerror(error.errno) if error.errno else error
+    except (OSError, SafetensorError) as error:
+        # Arrow's errors carry the number, but not its meaning; those of safetensors, only the meaning.
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else error
         raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
 
 

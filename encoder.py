@@ -202,6 +202,28 @@ def read_transformer(folder: Path) -> nn.Module:
     return transformer
 
 
+def read_tokenizer(name_or_path: str | Path):
+    """A tokenizer; UserError where a folder has none, for which transformers makes up an empty one."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+    return tokenizer
+
+
+def position_table(transformer) -> tuple[str, nn.Embedding] | None:
+    """Name and table of learned positions, None where a model has none."""
+    tables = ((name, module) for name, module in transformer.named_modules() if name.endswith("position_embeddings"))
+    return next(((name, table) for name, table in tables if isinstance(table, nn.Embedding)), None)
+
+
+def longest_input(transformer) -> int:
+    """The most tokens that a model has positions for. RoBERTa and its kin number them from behind the padding's id."""
+    _, table = position_table(transformer) or (None, None)
+    if table is None:
+        return getattr(transformer.config, "max_position_embeddings", 10**6)
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 class SentenceEncoder(nn.Module):
     """A transformer, a pooling, and the Dense and Normalize layers that may follow them.
 
@@ -261,18 +283,15 @@ class SentenceEncoder(nn.Module):
                     raise UserError(
                         f"{name_or_path} has a module of type {module['type']}{after}, which is not supported"
                     )
-            transformer, tokenizer = read_transformer(root), AutoTokenizer.from_pretrained(root)
-            if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there is none
-                raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+            transformer, tokenizer = read_transformer(root), read_tokenizer(root)
             settings = {}
             for path in root.glob("sentence_*_config.json"):
                 settings |= read_json(path, {})
             if lower := bool(settings.get("do_lower_case")):
                 backend, lowercase = tokenizer.backend_tokenizer, normalizers.Lowercase()
                 backend.normalizer = normalizers.Sequence([lowercase, *filter(None, [backend.normalizer])])
-            positions = getattr(transformer.config, "max_position_embeddings", 10**6)
-            limit = int(settings.get("max_seq_length") or min(tokenizer.model_max_length, positions))
-            limit = min(limit, max_seq_length or limit)
+            limit = settings.get("max_seq_length") or min(tokenizer.model_max_length, longest_input(transformer))
+            limit = min(int(limit), max_seq_length or int(limit))
             about = read_json(folder / "config_sentence_transformers.json", {})
             prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
             if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given

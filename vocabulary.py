@@ -32,6 +32,8 @@ SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
 
 def token_ids(tokenizer, sentences: list[str]) -> list[list[int]]:
     """Token ids of each sentence without special tokens, cut by no length limit."""
+    if not sentences:
+        return []
     return tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 

@@ -1,17 +1,24 @@
 """The graft: its tokenizer, where its embeddings come from, its folder, bad input."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_the_readme_names_its_command, saved, tiny_encoder
+from conftest import ROOT, assert_the_readme_names_its_command, saved, tiny_encoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaModel,
@@ -177,6 +184,36 @@ def test_layers_are_kept_evenly_spaced_and_positions_cut(pairs, tmp_path):
     assert_the_readme_names_its_command(tmp_path / "student")
 
 
+def test_layers_of_several_kinds_keep_theirs(pairs, tmp_path):
+    """ModernBERT attends to the whole text in every third layer, to neighbours in the others."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ModernBertConfig(vocab_size=3000, max_position_embeddings=64, pad_token_id=0, **settings)
+    teacher = saved(tiny_encoder(transformer=ModernBertModel(config)), tmp_path / "teacher")
+    kinds = SentenceEncoder.from_pretrained(teacher).transformer.config.layer_types
+    model, _ = graft(teacher, pairs, tmp_path / "student", "--num_layers", "3")
+    assert model.config.layer_types == [kinds[0], kinds[2], kinds[5]] and len(set(kinds)) == 2
+
+
+def test_a_model_that_shares_one_layer_has_none_to_leave_out(pairs, tmp_path, capsys):
+    settings = {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 2, "intermediate_size": 64}
+    albert = AlbertModel(AlbertConfig(vocab_size=3000, max_position_embeddings=64, num_hidden_layers=4, **settings))
+    teacher = saved(tiny_encoder(transformer=albert), tmp_path / "teacher")
+    with pytest.raises(SystemExit):
+        graft(teacher, pairs, tmp_path / "student", "--num_layers", "2")
+    assert "--num_layers 2: AlbertModel shares one layer's weights, leave it out" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_ends_in_one_sentence(pairs, teacher, tmp_path):
+    """As on a full disk: no file may have more than 20 KB."""
+    words = ["graft", "--encoder_model_name_or_path", teacher, "--pairs_dir", pairs, "--vocab_size", "400"]
+    command = shlex.join([sys.executable, "build_student.py", *words, "--output_dir", str(tmp_path / "student")])
+    command = f"ulimit -f 20; trap '' XFSZ; {command}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "student cannot be written (" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def xlm_roberta(folder) -> str:
     """A random XLM-R under the tiny tokenizer, whose padding token is 1 as XLM-R's is."""
     encoder = tiny_encoder()
@@ -202,6 +239,21 @@ def test_an_encoder_that_numbers_positions_from_its_padding_token_keeps_its_id(p
     assert model.config.max_position_embeddings == 26
     old = SentenceEncoder.from_pretrained(teacher).transformer.embeddings.position_embeddings.weight
     assert torch.equal(model.embeddings.position_embeddings.weight[2:], old[2:26])
+
+
+def test_the_longest_input_is_what_there_are_positions_for(pairs, tmp_path, capsys):
+    """XLM-R's first two positions are not for tokens; the folder itself names no limit."""
+    teacher = xlm_roberta(tmp_path / "teacher")
+    for path in ("teacher/sentence_bert_config.json", "teacher/tokenizer_config.json"):
+        content = json.loads((tmp_path / path).read_text())
+        (tmp_path / path).write_text(json.dumps({k: v for k, v in content.items() if not k.endswith("_length")}))
+    assert SentenceEncoder.from_pretrained(teacher).max_seq_length == 62
+    _, tokenizer = graft(teacher, pairs, tmp_path / "student")
+    assert tokenizer.model_max_length == 62
+    assert SentenceEncoder.from_pretrained(str(tmp_path / "student")).encode(["plants " * 99]).shape == (1, 32)
+    with pytest.raises(SystemExit):
+        graft(teacher, pairs, tmp_path / "longer", "--max_position_embeddings", "63")
+    assert "the encoder has positions for 62 tokens" in capsys.readouterr().err
 
 
 def test_graft_onto_an_existing_tokenizer_without_pairs(teacher, tmp_path):
@@ -237,7 +289,7 @@ def test_capitals_stay_where_the_teacher_reads_them():
         (["--encoder_model_name_or_path", "./nowhere"], "nowhere does not exist"),
         (["--vocab_size", "20"], "--vocab_size 20 is too small for"),
         (["--num_layers", "3"], "--num_layers 3: the encoder has 2"),
-        (["--max_position_embeddings", "65"], "--max_position_embeddings 65: the encoder has 64 positions"),
+        (["--max_position_embeddings", "65"], "--max_position_embeddings 65: the encoder has positions for 64 tokens"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, tmp_path, capfd, more, message):

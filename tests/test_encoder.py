@@ -85,7 +85,7 @@ def test_do_lower_case_of_old_folders(tmp_path):
 
 
 def test_the_encoder_of_an_encoder_decoder(tmp_path):
-    config = T5Config(vocab_size=2000, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
+    config = T5Config(vocab_size=3000, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
     folder = saved(tiny_encoder(transformer=T5EncoderModel(config)), tmp_path / "model")
     ours, peer = SentenceEncoder.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
     np.testing.assert_allclose(ours.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)

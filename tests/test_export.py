@@ -112,7 +112,7 @@ def test_fp16_weights_and_their_loss(tmp_path, capsys):
 def test_fp16_weights_of_a_model_that_computes_its_positions(tmp_path):
     """What a model keeps beside its weights, such as rotary frequencies, is not in the file and not rounded."""
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = ModernBertConfig(vocab_size=2000, max_position_embeddings=64, pad_token_id=0, **settings)
+    config = ModernBertConfig(vocab_size=3000, max_position_embeddings=64, pad_token_id=0, **settings)
     model = tiny_encoder(transformer=ModernBertModel(config))
     export_of(tmp_path, saved(model, tmp_path / "model"), "--export_dtype", "fp16")
     opened = SentenceEncoder.from_pretrained(str(tmp_path / "export"))

@@ -121,15 +121,33 @@ def test_worst_words_are_those_that_cost_most():
         (["--text_files", "nowhere.{en,it}"], "nowhere.en does not exist"),
         (["--pairs_dir", "nowhere"], "nowhere is no folder of build_pairs.py"),
         (["--tokenizer_name_or_path", "./nowhere"], "./nowhere is no tokenizer folder or hub id within reach"),
+        (["--tokenizer_name_or_path", "{bare}"], "bare has no tokenizer"),
+        (["--text_files", "{bare}/text.{en,void}"], "text.void holds no sentence: check the file"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence(tmp_path, capfd, more, message):
+def test_a_mistake_ends_in_one_sentence(tmp_path_factory, tmp_path, capfd, more, message):
+    bare = tmp_path_factory.mktemp("of") / "bare"  # transformers makes up a tokenizer where a model has none
+    tiny_encoder().transformer.config.save_pretrained(bare)
+    for language, text in (("en", "A sentence.\n"), ("void", " \n")):
+        (bare / f"text.{language}").write_text(text)
+    more = [word.replace("{bare}", str(bare)) for word in more]
     with pytest.raises(SystemExit) as end:
         student("audit", "--tokenizer_name_or_path", get_model_path(), "--output_dir", tmp_path / "out", *more)
     assert end.value.code == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--max_sentences_per_language", "--max_seq_length"])
+def test_a_number_of_none_is_refused(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as end:
+        student("audit", "--tokenizer_name_or_path", "x", "--output_dir", tmp_path / "out", option, 0)
+    assert end.value.code == 2 and f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
+
+
+def test_text_without_words_has_no_worst_ones():
+    assert worst_words(tiny_encoder().tokenizer, ["...", "—"]) == []
 
 
 def test_the_script_ends_with_1_when_a_language_fails(text_files, tmp_path):
