@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
 from corpora import FORMATS, read_corpus
-from distill_utils import HelpFormatter, UserError, read_json, replaced_folder, run, write_json, writing
+from distill_utils import HelpFormatter, UserError, at_least, read_json, replaced_folder, run, write_json, writing
 from hash_order import HashOrder, hash_range, source_hash, starts_run
 from languages import required_tag
 
@@ -64,15 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     cleaning = parser.add_argument_group("cleaning")
     cleaning.add_argument("--skip", nargs="+", default=[], metavar="STEP", choices=[*MENDING, *FILTERS], help=SKIP_HELP)
-    cleaning.add_argument("--max_sentence_length", type=int, default=250, help="longest sentence, in characters")
+    cleaning.add_argument("--max_sentence_length", type=at_least(1), default=250, help="longest sentence (characters)")
     cleaning.add_argument("--max_length_ratio", type=float, default=4, help="of the sides, 10 characters added to both")
-    cleaning.add_argument("--max_translations", type=int, default=3, help="most translations in one language")
+    cleaning.add_argument("--max_translations", type=at_least(1), default=3, help="most translations in one language")
     cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
-    selection.add_argument("--max_sentences_per_language", type=int, default=500_000, help="most pairs of a language")
+    selection.add_argument("--max_sentences_per_language", type=at_least(1), default=500_000, help="most of a language")
     selection.add_argument("--dev_fraction", type=float, default=0.01, help="share of source sentences held out")
     selection.add_argument("--test_fraction", type=float, default=0.0, help="share held out a second time")
-    selection.add_argument("--seed", type=int, default=42, help="decides which sentences are held out or sampled")
+    selection.add_argument("--seed", type=at_least(0), default=42, help="decides which sentences are held out")
     selection.add_argument("--shard", metavar="I/N", help="do only part I (from 0) of N of the source sentences")
     views = parser.add_argument_group("views")
     views.add_argument("--export_tsv", action="store_true", help="also write tsv/en-it-train.tsv.gz and the like")
@@ -268,8 +268,6 @@ def check(args: argparse.Namespace) -> None:
     """UserError for options that do not go together, or are out of range."""
     if (args.source_column is None) != (args.target_column is None):
         raise UserError("--source_column and --target_column go together: give both")
-    if min(args.max_sentence_length, args.max_translations, args.max_sentences_per_language) < 1:
-        raise UserError("--max_sentence_length, --max_translations and --max_sentences_per_language must be 1 or more")
     if args.max_length_ratio < 1:
         raise UserError("--max_length_ratio must be 1 or more")
     if min(args.dev_fraction, args.test_fraction) < 0 or args.dev_fraction + args.test_fraction >= 1:

@@ -30,9 +30,9 @@ from alignment import start_from_alignments
 from distill_utils import (
     HelpFormatter,
     UserError,
+    at_least,
     expand_languages,
     load_pairs,
-    positive,
     read_json,
     replaced_folder,
     run,
@@ -70,20 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
     corpora.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     command = commands.add_parser("audit", parents=[corpora], **about(audit_tokenizers))
     command.add_argument("--tokenizer_name_or_path", nargs="+", required=True, metavar="T", help="folders or hub ids")
-    command.add_argument("--max_seq_length", type=positive, default=128, help="tokens a student reads of a sentence")
-    command.add_argument("--max_sentences_per_language", type=positive, default=10_000, help="the first of each")
+    command.add_argument("--max_seq_length", type=at_least(1), default=128, help="tokens a student reads of a sentence")
+    command.add_argument("--max_sentences_per_language", type=at_least(1), default=10_000, help="the first of each")
     command = commands.add_parser("trim", parents=[corpora], **about(trim_student))
     command.add_argument("--model_name_or_path", required=True, help="student to trim, folder or hub id")
     command.add_argument("--coverage", type=float, default=1.0, help="share of each language's text to keep tokens for")
-    command.add_argument("--vocab_size", type=positive, help="most tokens to keep, the most frequent")
+    command.add_argument("--vocab_size", type=at_least(1), help="most tokens to keep, the most frequent")
     command = commands.add_parser("graft", **about(graft_student))
     command.add_argument("--encoder_model_name_or_path", required=True, help="model whose encoder the student gets")
     command.add_argument("--pairs_dir", help="folder of build_pairs.py, to train the tokenizer on and align its tokens")
     command.add_argument("--tokenizer_name_or_path", help="multilingual tokenizer to use (if not given: train one)")
-    command.add_argument("--vocab_size", type=positive, default=24_000, help="most tokens of a tokenizer to train")
+    command.add_argument("--vocab_size", type=at_least(1), default=24_000, help="most tokens of a tokenizer to train")
     command.add_argument("--start", choices=["alignment", "pieces"], default="alignment", help="of new embeddings")
-    command.add_argument("--num_layers", type=positive, help="layers to keep, evenly spaced (if not given: all)")
-    command.add_argument("--max_position_embeddings", type=positive, help="longest input (if not given: as is)")
+    command.add_argument("--num_layers", type=at_least(1), help="layers to keep, evenly spaced (if not given: all)")
+    command.add_argument("--max_position_embeddings", type=at_least(1), help="longest input (if not given: as is)")
     command.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     # fmt: on
     return parser

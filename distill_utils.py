@@ -23,11 +23,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
-def positive(text: str) -> int:
-    """An option's number, 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an option that is a number from `lowest` on."""
+
+    def number(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is not {lowest} or more")
+        return int(text)
+
     return number
 
 

@@ -27,6 +27,7 @@ from bootstrap import interval, paired_test, resampled_means
 from distill_utils import (
     HelpFormatter,
     UserError,
+    at_least,
     check_processes,
     check_replaceable,
     expand_languages,
@@ -56,9 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
-    what.add_argument("--bootstrap_samples", type=int, default=1000, help="resamples for intervals and tests")
-    what.add_argument("--seed", type=int, default=42, help="of the resamples")
-    what.add_argument("--max_tokens_per_batch", type=int, help="tokens a forward takes (CPU 4096, GPU 16384)")
+    what.add_argument("--bootstrap_samples", type=at_least(1), default=1000, help="resamples for intervals and tests")
+    what.add_argument("--seed", type=at_least(0), default=42, help="of the resamples")
+    what.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 4096, GPU 16384)")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", required=True, help="folder for the scores, replaced when whole")
     out.add_argument("--export_dir", help="folder to export the last model to, replaced when whole")
@@ -114,10 +115,6 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
     if not (args.sts or args.bitext):
         raise UserError("nothing to score on: give --sts, --bitext or both")
-    if args.seed < 0 or (args.max_tokens_per_batch or 1) < 1:
-        raise UserError("--seed is 0 or more, --max_tokens_per_batch 1 or more")
-    if args.bootstrap_samples < 1:
-        raise UserError(f"--bootstrap_samples {args.bootstrap_samples} must be 1 or more")
     if args.score_range and args.score_range[0] >= args.score_range[1]:
         raise UserError("--score_range takes the lowest score, then the highest, as in --score_range 0 5")
     if args.teacher_model_name_or_path and not args.bitext:

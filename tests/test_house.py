@@ -43,6 +43,25 @@ def test_help_shows_defaults_but_no_none(name, capsys):
     assert "(default: " in printed or name == "eval_sts" or (name == "build_student" and not command)
 
 
+@pytest.mark.parametrize(
+    "command, option, lowest",
+    [
+        ("build_pairs", "--max_translations", 1),
+        ("build_student audit", "--max_sentences_per_language", 1),
+        ("train_distill", "--eval_steps", 1),
+        ("train_distill", "--freeze_layers", 0),
+        ("eval_sts", "--bootstrap_samples", 1),
+        ("eval_sts", "--seed", 0),
+    ],
+)
+def test_a_number_out_of_range_is_refused(capsys, command, option, lowest):
+    name, *command = command.split()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).build_parser().parse_args([*command, option, str(lowest - 1)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(f"{option}: {lowest - 1} is not {lowest} or more")
+
+
 def commands() -> list[tuple[str, str]]:
     """Every command for one of the scripts in docstrings, README and shell scripts, with where it stands."""
     found = []

@@ -139,13 +139,6 @@ def test_a_mistake_ends_in_one_sentence(tmp_path_factory, tmp_path, capfd, more,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--max_sentences_per_language", "--max_seq_length"])
-def test_a_number_of_none_is_refused(tmp_path, capsys, option):
-    with pytest.raises(SystemExit) as end:
-        student("audit", "--tokenizer_name_or_path", "x", "--output_dir", tmp_path / "out", option, 0)
-    assert end.value.code == 2 and f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
-
-
 def test_text_without_words_has_no_worst_ones():
     assert worst_words(tiny_encoder().tokenizer, ["...", "—"]) == []
 
