@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 from distill_utils import Stopped, UserError
@@ -69,8 +70,9 @@ def _agree(accelerator: Accelerator, disk_full: bool = False) -> tuple[bool, boo
     if accelerator.num_processes > 1:
         known.group = known.group or distributed.new_group(backend="gloo")
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX, known.group)
-    known.signal, disk_full = numbers.tolist()
-    return known.signal != 0, bool(disk_full)
+    agreed, disk_full = numbers.tolist()
+    known.signal = known.signal or agreed  # one that came while this rank waited is agreed on next time
+    return agreed != 0, bool(disk_full)
 
 
 def stop_agreed(accelerator: Accelerator) -> bool:
@@ -82,6 +84,20 @@ def leave() -> NoReturn:
     """End the run, once all ranks have agreed to."""
     name = signal.Signals(known.signal).name
     raise Stopped(f"stopped by {name}: the same command with --resume_from_checkpoint latest goes on")
+
+
+def on_first_rank(work: Callable, accelerator: Accelerator):
+    """The result of rank 0's `work()` on all ranks, which must all call this; or its UserError, raised on all."""
+    found = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [work()]
+        except UserError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    return found[0]
 
 
 def disk_is_full(folder: Path) -> bool:

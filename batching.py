@@ -3,9 +3,13 @@
 Everything that grows with the corpus is a memory-mapped file, so that training's own memory does not grow with it.
 """
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,12 +22,12 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from agreement import together
-from encoder import SentenceEncoder, encode_on_all_ranks, to_device, tokenize
+from agreement import on_first_rank, together
+from distill_utils import writing
+from encoder import SentenceEncoder, to_device, tokenize
 
 
 def fingerprint(*parts) -> str:
@@ -51,9 +55,13 @@ def mapped(path: Path, dtype) -> np.ndarray:
 
 
 def scratch(folder: Path, length: int) -> np.ndarray:
-    """An int32 array (length,) in an unnamed file of `folder`: it takes disk, not memory, and ends with its user."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.int32, mode="w+", shape=length).view(np.ndarray)
+    """An int32 array (length,) in an unnamed file of `folder`: it takes disk, not memory, and ends with its user.
+
+    UserError when the disk has no room for it.
+    """
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * length)  # else a full disk is met later, and ends the process
+        return np.memmap(file, np.int32, mode="r+", shape=length).view(np.ndarray)
 
 
 # ---------------------------------------------------------------- caches: token ids and labels
@@ -71,8 +79,9 @@ def build_on_all_ranks(
     """Fill `folder` with the arrays that `compute(start, stop)` gives for chunks of rows, in order, as NAME.bin.
 
     Ranks take chunks in turn, each written to a file of its own, which a run that was killed finds again; rank 0
-    joins them. The folder appears by rename, so it is whole or absent, and a later run finds it. Arrays named in
-    `summed` are joined as the running sum over all of their numbers. Raises what `together` raises.
+    joins them. The folder appears by rename, so it is whole or absent, and a later run finds it; of several at a time
+    one builds it and the others wait. Arrays named in `summed` are joined as the running sum over all of their numbers.
+    Raises what `together` raises.
     """
     parts, joined = folder.with_suffix(".parts"), folder.with_suffix(".tmp")
     starts = range(0, rows, chunk)
@@ -98,8 +107,27 @@ def build_on_all_ranks(
                     array.tofile(file)
         joined.rename(folder)
 
+    lock = None
+
+    def turn() -> str:
+        """Whether the folder is "there", "ours" to build, or "theirs": another run is at it."""
+        nonlocal lock
+        if not folder.is_dir():
+            with writing(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = lock or folder.with_suffix(".lock").open("w")
+            if not locked(lock):
+                return "theirs"
+        return "there" if folder.is_dir() else "ours"
+
     # Rank 0 looks for all: on a network file system another node may not see the folder yet.
-    if not broadcast_object_list([folder.is_dir()])[0]:
+    whose = on_first_rank(turn, accelerator)
+    if whose == "theirs":
+        accelerator.on_main_process(print)(f"another run makes {folder}: waiting for it")
+    while whose == "theirs":
+        together(partial(time.sleep, 1), accelerator)
+        whose = on_first_rank(turn, accelerator)
+    if whose == "ours":
         parts.mkdir(parents=True, exist_ok=True)
         world, rank = accelerator.num_processes, accelerator.process_index
         with tqdm(total=rows, desc=description, unit=" rows", disable=not accelerator.is_main_process) as bar:
@@ -109,6 +137,18 @@ def build_on_all_ranks(
         together(join, accelerator, folder.parent)
     if accelerator.is_main_process:
         shutil.rmtree(parts, ignore_errors=True)
+    if lock is not None:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+
+
+def locked(file) -> bool:
+    """Whether this process has a file's lock now; on a file system that knows no locks, everyone has it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 class TokenizedPairs:
@@ -208,20 +248,18 @@ def append_pca(
     Fitted on the vectors of a sample of the sources, and kept beside the labels. The components are those of the
     centred vectors but the layer does not centre, as in sentence-transformers: cosines depend on the origin.
     """
-    path = cache_dir / f"pca-{fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), width, sample)}.npy"
-    if not path.exists():
+    folder = cache_dir / f"pca-{fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), width, sample)}"
+
+    def directions(start: int, stop: int) -> dict[str, np.ndarray]:
         rows = np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int)
-        vectors = encode_on_all_ranks(teacher, dataset[rows]["source"], accelerator, "sample for the PCA")
-        _, directions = np.linalg.eigh(np.cov(np.stack(list(vectors.values())).astype(np.float64), rowvar=False))
-        if accelerator.is_main_process:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npy")
-            # eigh sorts by rising variance
-            np.save(temporary, directions.T[::-1][:width].astype(np.float32))
-            temporary.rename(path)
-        accelerator.wait_for_everyone()
+        vectors = teacher.encode(sorted(set(dataset[rows]["source"])))
+        _, rising = np.linalg.eigh(np.cov(vectors.astype(np.float64), rowvar=False))  # sorted by variance
+        return {"directions": rising.T[::-1][start:stop].astype(np.float32)}
+
+    build_on_all_ranks(folder, width, directions, accelerator, "principal components", width)
     linear = torch.nn.Linear(teacher.dimension, width, bias=False)
-    linear.weight.data = torch.from_numpy(np.load(path)).to(accelerator.device)
+    found = mapped(folder / "directions.bin", np.float32).reshape(width, teacher.dimension)
+    linear.weight.data = torch.from_numpy(found.copy()).to(accelerator.device)
     teacher.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
 
 

@@ -2,17 +2,17 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from agreement import together
+from agreement import on_first_rank, together
 from batching import fingerprint
-from distill_utils import UserError, exchange, read_json, write_json
+from distill_utils import UserError, check_replaceable, exchange, read_json, write_json
 
 MANIFEST = "manifest.json"
 
@@ -97,17 +97,23 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, lim
             shutil.rmtree(path)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, order: str) -> dict:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, state: dict) -> dict:
     """Bring all that the accelerator holds back to a checkpoint; returns its state.
 
-    UserError when it was trained in another `order` of the pairs.
+    UserError when it is of a run with other options, or another order of the pairs, than the new `state` has.
     """
-    state = read_json(checkpoint / "trainer_state.json", {})
-    if state["order"] != order:
-        raise UserError(f"{checkpoint} was trained on other pairs, or with another seed or batch size")
+    saved = read_json(checkpoint / "trainer_state.json", {})
+    for name, value in state["options"].items():
+        if saved["options"][name] != value:
+            raise UserError(
+                f"{checkpoint} was trained with --{name} {saved['options'][name]}, not {value}: give the same again, "
+                "or start a new run"
+            )
+    if saved["order"] != state["order"]:
+        raise UserError(f"{checkpoint} was trained on other pairs, or with another tokenizer")
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
-    return state
+    return saved
 
 
 def own_part(parts: list, accelerator: Accelerator) -> Tensor:
@@ -119,6 +125,7 @@ def own_part(parts: list, accelerator: Accelerator) -> Tensor:
 
 
 def _find(resume_from: str | None, output_dir: Path) -> Path | None:
+    check_replaceable(output_dir / "student")
     if resume_from is None:
         if (output_dir / "args.json").exists():
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
@@ -142,16 +149,7 @@ def _find(resume_from: str | None, output_dir: Path) -> Path | None:
 def find_checkpoint(resume_from: str | None, output_dir: Path, accelerator: Accelerator) -> Path | None:
     """The checkpoint folder to resume from, None to start at step 0, as rank 0 finds it.
 
-    `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; or None
-    where `output_dir` holds a run.
+    `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
+    None where `output_dir` holds a run; and when the student could not be written there.
     """
-    found = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [_find(resume_from, output_dir)]
-        except UserError as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], UserError):
-        raise found[0]
-    return found[0]
+    return on_first_rank(partial(_find, resume_from, output_dir), accelerator)

@@ -353,7 +353,8 @@ class SentenceEncoder(nn.Module):
         batches = [(tokens.float(), mask.float()) for tokens, mask in batches]
         modes = [POOLINGS[mode] for mode in self.pooling.split("+")]
         vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
-        vectors = self.dense(vectors)
+        if len(self.dense):
+            vectors = self.dense(vectors.to(self.dense[0][0].weight.dtype)).float()  # FSDP gives weights as it computes
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
     @torch.no_grad()

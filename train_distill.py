@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from agreement import leave, listening, stop_agreed, together
+from agreement import leave, listening, on_first_rank, stop_agreed, together
 from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
 from checkpoints import find_checkpoint, load_checkpoint, own_part, save_checkpoint
 from distill_utils import (
@@ -45,6 +47,7 @@ from distill_utils import (
     replaced_folder,
     run,
     write_json,
+    writing,
 )
 from encoder import SentenceEncoder, set_matmul_precision
 from sts import read_sts
@@ -60,6 +63,12 @@ OPTIMIZERS = {
 }
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
+# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
+DECIDING = (
+    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
+    *("optimizer", "learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
+    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers"),
+)
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -281,7 +290,13 @@ def start(args: argparse.Namespace) -> Accelerator:
     check_processes(accelerator)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
         raise UserError("FSDP is used in its version 2 and on GPUs, as in accelerate_configs/fsdp2.yaml")
-    set_seed(args.seed, device_specific=True)
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # As DDP under autocast: accelerate would also sum gradients, and hand the loss its vectors, in half precision.
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
+    set_seed(args.seed)  # the same on all ranks, for weights that a student gets anew
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
     nodes = len(set(gather_object([socket.gethostname()])))
@@ -300,9 +315,16 @@ def metric_for_best_model(args: argparse.Namespace) -> str:
     return best_metric
 
 
-def new_state(order: str, languages: int) -> dict:
+def write_args(output_dir: Path, args: argparse.Namespace) -> None:
+    with writing(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "args.json", vars(args))
+
+
+def new_state(order: str, languages: int, args: argparse.Namespace) -> dict:
     """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run."""
-    state = {"order": order, "step": 0, "evaluated": -1}
+    state = {"options": {name: getattr(args, name) for name in DECIDING}, "order": order}
+    state |= {"step": 0, "evaluated": -1, "max_tokens": None}  # tokens of a forward, once memory has run out
     state |= {"best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
     # Of metrics.jsonl: how many lines it has; by rank, the sums of the next one so far, and its seconds.
     return state | {"lines": 0, "unlogged": [np.zeros((2, 1 + languages)).tolist()], "seconds": 0.0}
@@ -345,7 +367,7 @@ class Training:
     @property
     def done(self) -> bool:
         patience = self.args.early_stopping_patience or math.inf
-        return self.state["step"] == self.total_steps or self.state["evaluations_since_best"] >= patience
+        return self.state["step"] >= self.total_steps or self.state["evaluations_since_best"] >= patience
 
     def due(self, every: int) -> bool:
         return self.state["step"] % every == 0 or self.done
@@ -402,9 +424,13 @@ class Training:
         if state["step"] > 0 and scores[self.best_metric] > state["best_score"]:
             state.update(best_score=scores[self.best_metric], best_step=state["step"], evaluations_since_best=0)
             together(self.save_student, self.accelerator, self.output_dir, cut_short=False)
+        together(self.draw_curves, self.accelerator, self.output_dir, cut_short=False)
+        if self.accelerator.is_main_process:
+            self.bar.write(evaluation_report(state["step"], self.best_metric, scores), file=sys.stderr)
+
+    def draw_curves(self) -> None:
         if self.accelerator.is_main_process:
             plot_curves(self.metrics.lines, self.output_dir / "curves.png")
-            self.bar.write(evaluation_report(state["step"], self.best_metric, scores), file=sys.stderr)
 
     def save_student(self) -> None:
         if self.accelerator.is_main_process:
@@ -436,6 +462,7 @@ def main(args: argparse.Namespace) -> None:
     sts = read_sts(args.sts_dev) if args.sts_dev else None
     teacher, student = load_models(args)
     shape_student(student, args)
+    set_seed(args.seed, device_specific=True)
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
     say(check_tokenizer(student, dataset["train"], pairs, args.allow_unknown_tokens))
     labels, dev_labels = compute_labels(teacher, dataset, student.dimension, cache_dir, accelerator, args)
@@ -443,7 +470,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Optimizer and schedule
     steps = Steps(pairs, args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
-    total_steps = args.max_train_steps or round(args.num_train_epochs * steps.per_epoch)
+    total_steps = args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
     optimizer, schedule = optimizer_and_schedule(student, total_steps, args)
     # FSDP spreads the student over the ranks, where only training can use it.
     whole = deepcopy(student).to(accelerator.device) if accelerator.is_fsdp2 else student
@@ -451,12 +478,12 @@ def main(args: argparse.Namespace) -> None:
     accelerator.register_for_checkpointing(schedule)
 
     # Resume
-    state = new_state(steps.fingerprint, len(pairs.languages))
+    state = new_state(steps.fingerprint, len(pairs.languages), args)
     if checkpoint is not None:
-        state = load_checkpoint(accelerator, checkpoint, state["order"])
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "args.json", vars(args))
+        state = load_checkpoint(accelerator, checkpoint, state)
+        if not on_first_rank((output_dir / "student").is_dir, accelerator):  # taken to another folder
+            state.update(evaluated=-1, best_score=-1.0, best_step=0, evaluations_since_best=0)
+    on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
 
     def make_inputs(step: int, max_tokens: int) -> list[MicroBatch]:
@@ -467,12 +494,12 @@ def main(args: argparse.Namespace) -> None:
         return evaluate(whole, dataset["dev"], dev_labels, sts, accelerator)
 
     # The loop
-    inputs = Prefetched(make_inputs, total_steps - 1, max_tokens)
+    inputs = Prefetched(make_inputs, total_steps - 1, state["max_tokens"] or max_tokens)
     training = Training(args, accelerator, dataset, pairs.languages, best_metric, score, whole.save, total_steps, state)
     if training.evaluation_due:
         training.evaluate_and_save()
     if isinstance(model, DistributedDataParallel) and not training.done:
-        settle_gradient_order(model, make_inputs(state["step"], max_tokens)[-1], optimizer, accelerator)
+        settle_gradient_order(model, make_inputs(state["step"], inputs.max_tokens)[-1], optimizer, accelerator)
     model.train()
     while not training.done:
         pair_count = steps.pairs_in(state["step"])
@@ -480,10 +507,12 @@ def main(args: argparse.Namespace) -> None:
         try:
             errors = add_gradients(model, batches, pair_count, accelerator)
         except torch.OutOfMemoryError:
-            if accelerator.is_fsdp2:
-                raise  # the other ranks wait for this rank's forward
+            if accelerator.num_processes > 1:  # the others wait for this rank's gradients
+                print(f"out of memory: give --max_tokens_per_batch less than {inputs.max_tokens}", file=sys.stderr)
+                raise
             optimizer.zero_grad()
             inputs.halve()
+            state["max_tokens"] = inputs.max_tokens
             training.bar.write(f"out of memory: from here on {inputs.max_tokens} tokens a forward", file=sys.stderr)
             continue
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)

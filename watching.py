@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from agreement import together
 from batching import MicroBatch
 from bitext import negative_mse, translation_accuracy, translation_hits
 from distill_utils import UserError
@@ -108,6 +110,9 @@ class Metrics:
 
     def write(self, line: dict) -> None:
         self.accelerator.log(flat(line), step=line["step"])
+        together(partial(self._append, line), self.accelerator, self.path.parent, cut_short=False)
+
+    def _append(self, line: dict) -> None:
         if self.accelerator.is_main_process:
             self.lines.append(line)
             with self.path.open("a") as file:

@@ -14,6 +14,15 @@ FSDP_ON_CPU = """
 from accelerate.state import DistributedType, PartialState
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+import train_distill
+loss = train_distill.distillation_loss
+
+def of_fp32(vectors, labels, weights):
+    assert vectors.dtype == labels.dtype
+    return loss(vectors, labels, weights)
+
+train_distill.distillation_loss = of_fp32
 """
 
 
@@ -71,9 +80,16 @@ def test_fsdp2_in_processes_on_a_cpu(options, tmp_path, fsdp_on_cpu):
     one, sharded = (load_file(folder / "run/student/model.safetensors") for folder in (tmp_path / "one", tmp_path))
     for name in one:
         testing.assert_close(sharded[name], one[name], atol=2e-4, rtol=1e-3)
-    code, said, errors = launch(fsdp_on_cpu, *none, *options, *folders(tmp_path / "bf16"), config=(*file, "bf16"))
+
+
+def test_fsdp2_in_bf16_with_a_new_layer(options, tmp_path, fsdp_on_cpu):
+    """The layer starts as it does in one process; the loss is that of fp32 vectors."""
+    options = [*options, "--projection"]
+    assert train(*options, *folders(tmp_path / "one")) == 0
+    given = ("none", "0", "train_distill.add_gradients", "0", *options, *folders(tmp_path))
+    code, _, errors = launch(fsdp_on_cpu, *given, config=("accelerate_configs/fsdp2.yaml", "--main_process_port", "0"))
     assert code == 0, errors
-    np.testing.assert_allclose(losses(tmp_path / "bf16"), losses(tmp_path / "one"), rtol=0.03)
+    np.testing.assert_allclose(losses(tmp_path), losses(tmp_path / "one"), rtol=0.03)
 
 
 def test_fsdp_is_not_silently_left_out(options, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,22 @@ def test_a_signal_cuts_local_work_short():
     with agreement.listening(), pytest.raises(agreement.Stopped, match="stopped by SIGTERM"):
         agreement.together(lambda: time.sleep(60), Accelerator(cpu=True))
     assert time.monotonic() - start < 5
+
+
+def test_a_signal_that_comes_while_a_rank_waits_is_agreed_on_next(monkeypatch):
+    ranks, seen = SimpleNamespace(num_processes=2), []
+
+    def all_reduce(numbers, *_):
+        """What the others sent is there already when this rank gets its signal."""
+        seen.append(numbers.tolist())
+        if len(seen) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(agreement, "known", SimpleNamespace(signal=0, may_cut_short=False, group="gloo"))
+    monkeypatch.setattr(agreement.distributed, "all_reduce", all_reduce)
+    with agreement.listening():
+        assert [agreement.stop_agreed(ranks) for _ in range(2)] == [False, True]
+    assert seen == [[0, 0], [signal.SIGTERM, 0]]
 
 
 @pytest.mark.parametrize("moment, rank", [("labels", 0), ("a step", 1), ("an evaluation", 0)])

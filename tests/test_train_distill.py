@@ -1,6 +1,7 @@
 """The trainer: its loss against sentence-transformers, its steps, two processes, kill and resume, bad input."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -19,17 +20,27 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
+from conftest import ENVIRONMENT, ROOT, SAMPLES, saved, script, tiny_encoder
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
 
-from batching import Prefetched, Steps, TokenizedPairs, build_on_all_ranks, epoch_order, micro_batches, teacher_labels
-from distill_utils import load_pairs, run
+import agreement
+from batching import (
+    Prefetched,
+    Steps,
+    TokenizedPairs,
+    build_on_all_ranks,
+    epoch_order,
+    micro_batches,
+    scratch,
+    teacher_labels,
+)
+from distill_utils import UserError, load_pairs, run
 from encoder import SentenceEncoder
 from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
-from watching import mean_similarity
+from watching import Metrics, mean_similarity
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -202,7 +213,7 @@ def test_label_pca_equals_numpys(pairs, wide_teacher, student, tmp_path):
     labels = next(array for array in found if array.size == expected.size).reshape(expected.shape)
     signs = np.sign((labels * expected).sum(0))
     np.testing.assert_allclose(labels, signs * expected, atol=1e-4)
-    assert len(list(cache.glob("pca-*.npy"))) == 1
+    assert len(list(cache.glob("pca-*"))) == 1
 
 
 @pytest.mark.parametrize("width", [24, 48])
@@ -648,11 +659,17 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
+        ({"output_dir": "{tmp}/foreign"}, "foreign/student exists and was not made by these scripts"),
+        ({"output_dir": "{tmp}/file"}, "file/student cannot be written (Not a directory)"),
+        ({"cache_dir": "{tmp}/file/cache"}, "file/cache cannot be written (Not a directory)"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no trainer_state.json"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, student, tmp_path, capsys, change, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign/student").mkdir(parents=True)
+    for file in ("foreign/student/thesis.txt", "file"):
+        (tmp_path / file).write_text("years of work")
     saved(tiny_encoder(width=48), tmp_path / "wide")
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
@@ -670,7 +687,8 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     for more, message in (
         ([], "holds a run: add --resume_from_checkpoint latest"),
-        (["--resume_from_checkpoint", "latest", "--seed", "7"], "was trained on other pairs, or with another seed"),
+        (["--resume_from_checkpoint", "latest", "--seed", "7"], "was trained with --seed 42, not 7: give the same"),
+        (["--resume_from_checkpoint", "latest", "--learning_rate", "1"], "was trained with --learning_rate 0.0"),
     ):
         with pytest.raises(SystemExit) as end:
             run(main, build_parser().parse_args(arguments(pairs, teacher, student, output, *more)))
@@ -695,6 +713,55 @@ def test_a_checkpoint_can_be_taken_to_another_folder(pairs, teacher, student, tm
     moved = [*more, "--resume_from_checkpoint", str(whole / "checkpoint-3")]
     other = train(pairs, teacher, student, tmp_path / "other", *moved)
     assert metrics(other, "loss") == metrics(whole, "loss")[3:]
+    one, two = (load_file(folder / "student/model.safetensors") for folder in (whole, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_finished_run_leaves_a_student_wherever_it_goes_on_and_takes_no_step_more(pairs, teacher, student, tmp_path):
+    whole = train(pairs, teacher, student, tmp_path / "whole", "--max_train_steps", "4")
+    again = ["--max_train_steps", "2", "--resume_from_checkpoint", str(whole / "checkpoint-4")]
+    other = train(pairs, teacher, student, tmp_path / "other", *again)
+    assert metrics(other, "loss") == []
+    assert (other / "student/model.safetensors").is_file()
+
+
+def test_a_run_takes_at_least_a_step(pairs, teacher, student, tmp_path):
+    output = train(pairs, teacher, student, tmp_path / "run", "--num_train_epochs", "0.001")
+    assert len(metrics(output, "loss")) == 1 and (output / "student/model.safetensors").is_file()
+
+
+def test_runs_that_start_at_once_on_the_same_pairs_share_the_work(pairs, teacher, student, tmp_path):
+    """One makes the labels, the others wait for them: a sweep."""
+    given = [arguments(pairs, teacher, student, tmp_path / f"run-{i}", "--max_train_steps", "2") for i in range(3)]
+    caches = ["--cache_dir", str(tmp_path / "cache")]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "train_distill.py", *one, *caches], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE
+        )
+        for one in given
+    ]
+    errors = [run.communicate(timeout=300)[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], errors
+    found = [load_file(tmp_path / f"run-{i}/student/model.safetensors") for i in range(3)]
+    assert all(torch.equal(found[0][name], one[name]) for one in found for name in one)
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {""}, "no locks, no parts"
+
+
+def test_no_room_for_the_order_of_an_epoch_is_said_before_it_is_needed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        scratch(tmp_path, 100)
+
+
+def test_a_disk_that_is_full_when_metrics_are_written_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "disk_is_full", lambda folder: True)
+    log = Metrics(tmp_path / "metrics.jsonl", 0, Accelerator(cpu=True))
+    log.path = Path("/dev/full")
+    with pytest.raises(UserError, match="the disk of /dev is full: free some of it"):
+        log.write({"step": 1, "loss": 0.5})
 
 
 def test_exit_code_of_the_real_script(teacher, student, tmp_path):
