@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
-from tabulate import tabulate
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
@@ -36,7 +35,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from agreement import leave, listening, on_first_rank, stop_agreed, together
 from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
-from checkpoints import find_checkpoint, load_checkpoint, own_part, save_checkpoint
+from checkpoints import find_checkpoint, load_checkpoint, new_state, own_part, save_checkpoint
 from distill_utils import (
     HelpFormatter,
     Stopped,
@@ -51,7 +50,7 @@ from distill_utils import (
 )
 from encoder import SentenceEncoder, set_matmul_precision
 from sts import read_sts
-from vocabulary import MAX_UNKNOWN, audit
+from vocabulary import check_tokenizer
 from watching import Losses, Meter, Metrics, evaluate, evaluation_report, plot_curves
 
 OPTIMIZERS = {
@@ -63,12 +62,6 @@ OPTIMIZERS = {
 }
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
-# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
-DECIDING = (
-    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
-    *("optimizer", "learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
-    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers"),
-)
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -196,31 +189,6 @@ def compute_labels(
     return train, dev
 
 
-def check_tokenizer(student: SentenceEncoder, dataset, pairs: TokenizedPairs, allow_unknown: bool) -> str:
-    """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
-
-    UserError when more than 5% of a language's tokens are unknown, unless `allow_unknown`.
-    """
-    table = {"source": audit(student.tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
-    for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
-        listed = [target for targets in dataset[rows]["targets"] for target in targets]
-        table[language] = audit(student.tokenizer, [t["sentence"] for t in listed if t["language"] == language])
-    unread = [
-        f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
-    ]
-    if unread and not allow_unknown:
-        raise UserError(
-            f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
-            "these languages, make one (build_student.py graft), or add --allow_unknown_tokens"
-        )
-    lines = [
-        (name, f"{row['unknown_share']:.1%}", row["tokens_per_word"], row["tokens_per_character"])
-        for name, row in table.items()
-    ]
-    headers = ["the student reads", "unknown", "tokens per word", "per character"]
-    return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
-
-
 def gather_weights(whole: SentenceEncoder, student: SentenceEncoder) -> None:
     """Copy the weights of a student that FSDP has spread over the ranks into one that every rank has whole.
 
@@ -319,15 +287,6 @@ def write_args(output_dir: Path, args: argparse.Namespace) -> None:
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args))
-
-
-def new_state(order: str, languages: int, args: argparse.Namespace) -> dict:
-    """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run."""
-    state = {"options": {name: getattr(args, name) for name in DECIDING}, "order": order}
-    state |= {"step": 0, "evaluated": -1, "max_tokens": None}  # tokens of a forward, once memory has run out
-    state |= {"best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
-    # Of metrics.jsonl: how many lines it has; by rank, the sums of the next one so far, and its seconds.
-    return state | {"lines": 0, "unlogged": [np.zeros((2, 1 + languages)).tolist()], "seconds": 0.0}
 
 
 class Training:
@@ -464,7 +423,7 @@ def main(args: argparse.Namespace) -> None:
     shape_student(student, args)
     set_seed(args.seed, device_specific=True)
     pairs = TokenizedPairs(dataset["train"], student.tokenizer, student.max_seq_length, cache_dir, accelerator)
-    say(check_tokenizer(student, dataset["train"], pairs, args.allow_unknown_tokens))
+    say(check_tokenizer(student.tokenizer, dataset["train"], pairs, args.allow_unknown_tokens))
     labels, dev_labels = compute_labels(teacher, dataset, student.dimension, cache_dir, accelerator, args)
     del teacher
 

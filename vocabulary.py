@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -91,6 +92,31 @@ def worst_words(tokenizer, sentences: list[str], most: int = 20) -> list[dict]:
     found = [word for word in found if word["unknown"] or len(word["tokens"]) > 1]
     found.sort(key=lambda w: (-w["unknown"] * w["occurrences"], (1 - len(w["tokens"])) * w["occurrences"], w["word"]))
     return found[:most]
+
+
+def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
+    """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
+
+    `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens are unknown, unless `allow_unknown`.
+    """
+    table = {"source": audit(tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
+    for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
+        listed = [target for targets in dataset[rows]["targets"] for target in targets]
+        table[language] = audit(tokenizer, [t["sentence"] for t in listed if t["language"] == language])
+    unread = [
+        f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
+    ]
+    if unread and not allow_unknown:
+        raise UserError(
+            f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
+            "these languages, make one (build_student.py graft), or add --allow_unknown_tokens"
+        )
+    lines = [
+        (name, f"{row['unknown_share']:.1%}", row["tokens_per_word"], row["tokens_per_character"])
+        for name, row in table.items()
+    ]
+    headers = ["the student reads", "unknown", "tokens per word", "per character"]
+    return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
 
 
 # ---------------------------------------------------------------- fewer tokens
