@@ -97,7 +97,8 @@ def worst_words(tokenizer, sentences: list[str], most: int = 20) -> list[dict]:
 def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
 
-    `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens are unknown, unless `allow_unknown`.
+    `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens
+    are unknown, unless `allow_unknown`.
     """
     table = {"source": audit(tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
     for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
