@@ -46,7 +46,7 @@ CORPUS_HELP = (
     "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
     "line-aligned text in quoted braces ('train.{en,de}.gz')"
 )
-EXCLUDE_HELP = "evaluation files whose sentences to drop: STS .csv, .tsv, or a sentence a line; braces allowed"
+EXCLUDE_HELP = "evaluation files whose sentences to drop: STS tables, or a sentence a line; braces allowed"
 
 SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.join(FILTERS)})"
 

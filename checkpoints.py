@@ -1,6 +1,5 @@
 """Checkpoints, whole or absent: written under another name, renamed when safe on disk, verified before use."""
 
-import argparse
 import os
 import shutil
 from functools import partial
@@ -16,12 +15,6 @@ from batching import fingerprint
 from distill_utils import UserError, check_replaceable, exchange, read_json, write_json
 
 MANIFEST = "manifest.json"
-# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
-DECIDING = (
-    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
-    *("optimizer", "learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
-    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers"),
-)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -68,9 +61,12 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def new_state(order: str, languages: int, args: argparse.Namespace) -> dict:
-    """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run."""
-    state = {"options": {name: getattr(args, name) for name in DECIDING}, "order": order}
+def new_state(order: str, options: dict, languages: int) -> dict:
+    """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run.
+
+    `order` and `options` are those that a run must go on with; `languages` is the number of target languages.
+    """
+    state = {"order": order, "options": options}
     state |= {"step": 0, "evaluated": -1, "max_tokens": None}  # tokens of a forward, once memory has run out
     state |= {"best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
     # Of metrics.jsonl: how many lines it has; by rank, the sums of the next one so far, and its seconds.

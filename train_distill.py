@@ -62,6 +62,12 @@ OPTIMIZERS = {
 }
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
+# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
+DECIDING = (
+    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
+    *("optimizer", "learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
+    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers"),
+)
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -437,7 +443,8 @@ def main(args: argparse.Namespace) -> None:
     accelerator.register_for_checkpointing(schedule)
 
     # Resume
-    state = new_state(steps.fingerprint, len(pairs.languages), args)
+    deciding = {name: getattr(args, name) for name in DECIDING}
+    state = new_state(steps.fingerprint, deciding, len(pairs.languages))
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint, state)
         if not on_first_rank((output_dir / "student").is_dir, accelerator):  # taken to another folder
