@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agreement import on_first_rank, together
-from distill_utils import writing
+from distill_utils import LoneError, writing
 from encoder import SentenceEncoder, to_device, tokenize
 
 
@@ -57,10 +57,16 @@ def mapped(path: Path, dtype) -> np.ndarray:
 def scratch(folder: Path, length: int) -> np.ndarray:
     """An int32 array (length,) in an unnamed file of `folder`: it takes disk, not memory, and ends with its user.
 
-    UserError when the disk has no room for it.
+    LoneError when the disk has no room for it.
     """
-    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * length)  # else a full disk is met later, and ends the process
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, 4 * length)  # else a full disk is met later, and ends the process
+        except OSError as error:
+            raise LoneError(
+                f"{folder} has no room for the order of an epoch ({os.strerror(error.errno)}): free some of it and add "
+                "--resume_from_checkpoint latest"
+            ) from error
         return np.memmap(file, np.int32, mode="r+", shape=length).view(np.ndarray)
 
 
@@ -105,7 +111,10 @@ def build_on_all_ranks(
                     totals[name] = array[-1]
                 with open(joined / f"{name}.bin", "ab") as file:
                     array.tofile(file)
-        joined.rename(folder)
+        if folder.is_dir():  # of a run that could not be seen, on a file system without locks
+            shutil.rmtree(joined)
+        else:
+            joined.rename(folder)
 
     lock = None
 
@@ -248,14 +257,19 @@ def append_pca(
     Fitted on the vectors of a sample of the sources, and kept beside the labels. The components are those of the
     centred vectors but the layer does not centre, as in sentence-transformers: cosines depend on the origin.
     """
-    folder = cache_dir / f"pca-{fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), width, sample)}"
+    rows = np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int)
+    name = fingerprint(*file_bytes(dataset), teacher_fingerprint(teacher), len(rows))
+    sample_folder, folder = cache_dir / f"sample-{name}", cache_dir / f"pca-{name}-{width}"
+
+    def vectors(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"vectors": teacher.encode(dataset[rows[start:stop]]["source"])}
 
     def directions(start: int, stop: int) -> dict[str, np.ndarray]:
-        rows = np.linspace(0, len(dataset) - 1, min(sample, len(dataset))).astype(int)
-        vectors = teacher.encode(sorted(set(dataset[rows]["source"])))
-        _, rising = np.linalg.eigh(np.cov(vectors.astype(np.float64), rowvar=False))  # sorted by variance
+        found = mapped(sample_folder / "vectors.bin", np.float32).reshape(len(rows), teacher.dimension)
+        _, rising = np.linalg.eigh(np.cov(found.astype(np.float64), rowvar=False))  # sorted by variance
         return {"directions": rising.T[::-1][start:stop].astype(np.float32)}
 
+    build_on_all_ranks(sample_folder, len(rows), vectors, accelerator, "sample for the PCA", 1024)
     build_on_all_ranks(folder, width, directions, accelerator, "principal components", width)
     linear = torch.nn.Linear(teacher.dimension, width, bias=False)
     found = mapped(folder / "directions.bin", np.float32).reshape(width, teacher.dimension)

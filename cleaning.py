@@ -164,7 +164,7 @@ def _table_sentences(path: str, kind: str) -> pl.Series:
         if not {"sentence1", "sentence2"} <= set(table.columns):
             raise UserError(f"{path} has the columns {', '.join(table.columns)}: expected sentence1 and sentence2")
         tables += [table[name].cast(pl.String) for name in ("sentence1", "sentence2")]
-    return pl.concat(tables)
+    return pl.concat(tables) if tables else pl.Series([], dtype=pl.String)
 
 
 def _sts_sentences(path: str) -> pl.Series:

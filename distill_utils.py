@@ -38,6 +38,10 @@ class UserError(Exception):
     """A user's mistake, in one sentence: what is wrong, where, and what to do."""
 
 
+class LoneError(UserError):
+    """A user's mistake that one rank meets alone, and so has to say itself."""
+
+
 class Stopped(Exception):
     """A signal has ended the run, nothing is lost: what to do to go on, in one sentence."""
 
@@ -51,7 +55,7 @@ def run(main: Callable, args) -> None:
         main(args)
     except (UserError, Stopped) as end:
         mistake = isinstance(end, UserError)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(end, LoneError):
             print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{end}", file=sys.stderr)
         sys.exit(2 if mistake else os.EX_TEMPFAIL)
 

@@ -218,10 +218,11 @@ def position_table(transformer) -> tuple[str, nn.Embedding] | None:
 
 def longest_input(transformer) -> int:
     """The most tokens that a model has positions for. RoBERTa and its kin number them from behind the padding's id."""
+    longest = getattr(transformer.config, "max_position_embeddings", 10**6)
     _, table = position_table(transformer) or (None, None)
     if table is None:
-        return getattr(transformer.config, "max_position_embeddings", 10**6)
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        return longest
+    return min(longest, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
 class SentenceEncoder(nn.Module):
@@ -290,8 +291,11 @@ class SentenceEncoder(nn.Module):
             if lower := bool(settings.get("do_lower_case")):
                 backend, lowercase = tokenizer.backend_tokenizer, normalizers.Lowercase()
                 backend.normalizer = normalizers.Sequence([lowercase, *filter(None, [backend.normalizer])])
-            limit = settings.get("max_seq_length") or min(tokenizer.model_max_length, longest_input(transformer))
-            limit = min(int(limit), max_seq_length or int(limit))
+            longest = longest_input(transformer)
+            limit = int(settings.get("max_seq_length") or min(tokenizer.model_max_length, longest))
+            if position_table(transformer):  # without one, a model reads on
+                limit = min(limit, longest)
+            limit = min(limit, max_seq_length or limit)
             about = read_json(folder / "config_sentence_transformers.json", {})
             prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
             if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given

@@ -40,7 +40,9 @@ def read_sts(spec: str, score_range: tuple[float, float] | None = None, name: st
     bad row, and for aligned tables whose rows or scores differ.
     """
     paths = expand_languages(spec)
-    languages = {tag: tuple(required_tag(part, spec) for part in parts) for tag, parts in split_pairs(paths).items()}
+    languages = {
+        tag: tuple(required_tag(part, spec) for part in parts) for tag, parts in split_pairs(paths, spec).items()
+    }
     if twice := [tag for tag in paths if list(languages.values()).count(languages[tag]) > 1]:
         raise UserError(f"{spec} names the same language twice, as {' and '.join(twice)}: leave one out")
     tables = {tag: _read_table(path) for tag, path in paths.items()}
@@ -72,13 +74,20 @@ def set_name(language1: str, language2: str) -> str:
     return language1 if language1 == language2 else f"{language1}-{language2}"
 
 
-def split_pairs(tags: Iterable[str]) -> dict[str, list[str]]:
+def split_pairs(tags: Iterable[str], spec: str) -> dict[str, list[str]]:
     """The languages of each tag: 'en-de' -> ['en', 'de'].
 
     'pt-BR' and 'zh-Hans' are one language, since a region or script begins with a capital; and where any tag has no
-    hyphen, all are one language, as in '{en,pt-br}'.
+    hyphen, all are one language, as in '{en,pt-br}'. UserError where that may be meant otherwise, as in '{en,en-de}'.
     """
     pairs = all("-" in tag for tag in tags)
+    for tag in () if pairs else tags:
+        first, *others = re.split(r"-(?![A-Z])", tag)
+        if others and first in tags:
+            raise UserError(
+                f"{spec}: {tag} may be one language or two: write a region in capitals (pt-BR), and give the sets "
+                "across languages an --sts of their own"
+            )
     return {tag: re.split(r"-(?![A-Z])", tag) if pairs else [tag] for tag in tags}
 
 

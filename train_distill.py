@@ -460,7 +460,7 @@ def main(args: argparse.Namespace) -> None:
         return evaluate(whole, dataset["dev"], dev_labels, sts, accelerator)
 
     # The loop
-    inputs = Prefetched(make_inputs, total_steps - 1, state["max_tokens"] or max_tokens)
+    inputs = Prefetched(make_inputs, total_steps - 1, min(max_tokens, state["max_tokens"] or max_tokens))
     training = Training(args, accelerator, dataset, pairs.languages, best_metric, score, whole.save, total_steps, state)
     if training.evaluation_due:
         training.evaluate_and_save()

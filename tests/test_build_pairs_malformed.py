@@ -265,6 +265,7 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path):
         ("sts.csv", b"a," + b"b" * 200_000, "sts.csv, line 1 is no CSV"),
         ("test.txt", b"\n", "test.txt holds no sentence to exclude"),
         ("test.txt", b"", "test.txt holds no sentence to exclude"),
+        ("test.jsonl", b"", "test.jsonl holds no sentence to exclude"),
         ("sts-{en,it}.csv", None, "sts-en.csv does not exist"),
     ],
 )

@@ -101,6 +101,14 @@ def test_the_length_limit_is_that_of_sentence_transformers(tmp_path, of_folder, 
     assert SentenceTransformer(folder, device="cpu").max_seq_length == limit
 
 
+def test_no_limit_goes_beyond_the_positions_that_there_are(tmp_path):
+    """sentence-transformers takes the folder's word for it, and fails at the first long sentence."""
+    folder = saved(tiny_encoder(), tmp_path / "model")
+    (tmp_path / "model/sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    encoder = SentenceEncoder.from_pretrained(folder)
+    assert encoder.max_seq_length == 64 and encoder.encode(["plants " * 100]).shape == (1, 32)
+
+
 def test_the_similarity_that_a_folder_recommends_is_kept(tmp_path):
     folder = saved(tiny_encoder(similarity="dot"), tmp_path / "model")
     again = saved(SentenceEncoder.from_pretrained(folder), tmp_path / "again")

@@ -50,7 +50,12 @@ def test_sets_that_are_cross_lingual_by_themselves(tmp_path):
     ],
 )
 def test_pairs_of_languages_and_regions(tags, languages):
-    assert list(split_pairs(tags.split()).values()) == languages
+    assert list(split_pairs(tags.split(), "x").values()) == languages
+
+
+def test_a_tag_that_may_be_one_language_or_two_is_refused():
+    with pytest.raises(UserError, match=r"sts17-{en,en-de}: en-de may be one language or two"):
+        split_pairs(["en", "en-de"], "sts17-{en,en-de}")
 
 
 def test_regions_in_small_letters(tmp_path):

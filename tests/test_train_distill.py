@@ -37,7 +37,7 @@ from batching import (
     scratch,
     teacher_labels,
 )
-from distill_utils import UserError, load_pairs, run
+from distill_utils import LoneError, UserError, load_pairs, run
 from encoder import SentenceEncoder
 from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
 from watching import Metrics, mean_similarity
@@ -752,7 +752,7 @@ def test_no_room_for_the_order_of_an_epoch_is_said_before_it_is_needed(tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(LoneError, match=r"has no room for the order of an epoch \(No space left on device\)"):
         scratch(tmp_path, 100)
 
 
