@@ -465,6 +465,7 @@ def main(args: argparse.Namespace) -> None:
     if training.evaluation_due:
         training.evaluate_and_save()
     if isinstance(model, DistributedDataParallel) and not training.done:
+        model.broadcast_buffers = False  # they hold positions, which do not change
         settle_gradient_order(model, make_inputs(state["step"], inputs.max_tokens)[-1], optimizer, accelerator)
     model.train()
     while not training.done:
