@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -116,10 +117,29 @@ def build_on_all_ranks(
         else:
             joined.rename(folder)
 
+    with turn_to_build(folder, accelerator) as ours:
+        if ours:
+            parts.mkdir(parents=True, exist_ok=True)
+            world, rank = accelerator.num_processes, accelerator.process_index
+            with tqdm(total=rows, desc=description, unit=" rows", disable=not accelerator.is_main_process) as bar:
+                for first in range(0, rows, world * chunk):
+                    together(partial(compute_part, first + rank * chunk), accelerator, folder.parent)
+                    bar.update(min(world * chunk, rows - first))
+            together(join, accelerator, folder.parent)
+        if accelerator.is_main_process:
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+@contextmanager
+def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
+    """Whether `folder` is this run's to build, all of whose ranks must ask; first waits for one that is at it.
+
+    Rank 0 looks for all, since on a network file system another node may not see the folder yet, and holds a lock on
+    a file beside it, which the kernel takes from a run that dies.
+    """
     lock = None
 
     def turn() -> str:
-        """Whether the folder is "there", "ours" to build, or "theirs": another run is at it."""
         nonlocal lock
         if not folder.is_dir():
             with writing(folder.parent):
@@ -129,23 +149,13 @@ def build_on_all_ranks(
                 return "theirs"
         return "there" if folder.is_dir() else "ours"
 
-    # Rank 0 looks for all: on a network file system another node may not see the folder yet.
     whose = on_first_rank(turn, accelerator)
     if whose == "theirs":
         accelerator.on_main_process(print)(f"another run makes {folder}: waiting for it")
     while whose == "theirs":
         together(partial(time.sleep, 1), accelerator)
         whose = on_first_rank(turn, accelerator)
-    if whose == "ours":
-        parts.mkdir(parents=True, exist_ok=True)
-        world, rank = accelerator.num_processes, accelerator.process_index
-        with tqdm(total=rows, desc=description, unit=" rows", disable=not accelerator.is_main_process) as bar:
-            for first in range(0, rows, world * chunk):
-                together(partial(compute_part, first + rank * chunk), accelerator, folder.parent)
-                bar.update(min(world * chunk, rows - first))
-        together(join, accelerator, folder.parent)
-    if accelerator.is_main_process:
-        shutil.rmtree(parts, ignore_errors=True)
+    yield whose == "ours"
     if lock is not None:
         Path(lock.name).unlink(missing_ok=True)
         lock.close()

@@ -87,7 +87,7 @@ def resampled_means(tables: list[np.ndarray], clusters: list[np.ndarray], sample
     for counts in row_counts(1 + max(rows.max() for rows in clusters), samples, seed):
         taken = [counts[rows] for rows in clusters]
         with np.errstate(invalid="ignore"):
-            blocks.append([values @ rows / rows.sum(0) for values, rows in zip(tables, taken, strict=True)])
+            blocks.append([values @ times / times.sum(0) for values, times in zip(tables, taken, strict=True)])
     return [np.concatenate(means, axis=1) for means in zip(*blocks, strict=True)]
 
 

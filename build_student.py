@@ -39,7 +39,7 @@ from distill_utils import (
     write_json,
     writing,
 )
-from encoder import SentenceEncoder, longest_input, position_table, read_tokenizer, save_tokenizer
+from encoder import SentenceEncoder, loading, longest_input, position_table, read_tokenizer, save_tokenizer
 from textfiles import text_lines
 from vocabulary import (
     SPECIAL_TOKENS,
@@ -131,11 +131,8 @@ def sentences(dataset) -> Iterator[str]:
 
 
 def load_tokenizer(name_or_path: str):
-    try:
+    with loading(f"{name_or_path} is no tokenizer folder or hub id within reach"):
         return read_tokenizer(name_or_path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name_or_path} is no tokenizer folder or hub id within reach: {reason}") from error
 
 
 def train_tokenizer(
@@ -365,7 +362,8 @@ def cut_positions(model, length: int) -> None:
     if table is None or not 3 <= length <= longest:
         have = "no table of positions" if table is None else f"positions for {longest} tokens"
         raise UserError(f"--max_position_embeddings {length}: the encoder has {have}")
-    weight = table.weight.detach()[: table.num_embeddings - longest + length].clone()
+    before = table.num_embeddings - longest  # positions that no token has
+    weight = table.weight.detach()[: before + length].clone()
     model.set_submodule(name, nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx))
     model.config.max_position_embeddings = len(weight)
 

@@ -177,15 +177,15 @@ POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask 
 
 
 @contextmanager
-def loading(name_or_path: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on a damaged model into a UserError that names it."""
+def loading(failure: str) -> Iterator[None]:
+    """Turn whatever the libraries raise on damaged files into a UserError: the failure, and why."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
-        raise UserError(f"{name_or_path} cannot be loaded as a model: {reason}") from error
+        raise UserError(f"{failure}: {reason}") from error
 
 
 def read_transformer(folder: Path) -> nn.Module:
@@ -267,7 +267,7 @@ class SentenceEncoder(nn.Module):
         `name_or_path`: a local folder or a hub id; UserError for anything else. Weights are fp32.
         """
         folder = find_folder(name_or_path)
-        with loading(name_or_path):
+        with loading(f"{name_or_path} cannot be loaded as a model"):
             pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
             for module in read_json(folder / "modules.json", []):
                 kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]

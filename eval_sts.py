@@ -297,8 +297,9 @@ def main(args: argparse.Namespace) -> None:
         normalize, teacher.normalize = teacher.normalize, False
         raw = vectors(teacher, "teacher", sentences if teacher_path in models.values() else sources)
         teacher.normalize = normalize
-        unit_length = dict(zip(raw, unit(np.stack([*raw.values()])), strict=True))
-        labels = {False: raw, True: unit_length if normalize else raw}
+        labels = {False: raw, True: raw}
+        if normalize:
+            labels[True] = dict(zip(raw, unit(np.stack([*raw.values()])), strict=True))
 
     # Each model in turn; one that cannot be loaded is told of at the end
     entries, compared, nearness = [], {}, {}

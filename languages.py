@@ -12,9 +12,8 @@ from langcodes.registry_parser import parse_registry
 from distill_utils import UserError
 
 LETTER = r"\p{L}"
-FORMAT_SUFFIXES = re.compile(
-    r"(\.(tsv|csv|txt|jsonl|ndjson|json|parquet|arrow|gz|xz|zst|bz2))+$"
-)  # tsv is a language too
+# At the end of a name they name no language, though tsv, csv and txt are codes of some.
+FORMAT_SUFFIXES = re.compile(r"(\.(tsv|csv|txt|jsonl|ndjson|json|parquet|arrow|gz|xz|zst|bz2))+$")
 # Scripts that one ISO 15924 code stands for, by the names that regular expressions know.
 SCRIPT_GROUPS = {
     "Hans": ["Han", "Bopomofo"],

@@ -80,15 +80,16 @@ def split_pairs(tags: Iterable[str], spec: str) -> dict[str, list[str]]:
     'pt-BR' and 'zh-Hans' are one language, since a region or script begins with a capital; and where any tag has no
     hyphen, all are one language, as in '{en,pt-br}'. UserError where that may be meant otherwise, as in '{en,en-de}'.
     """
-    pairs = all("-" in tag for tag in tags)
-    for tag in () if pairs else tags:
-        first, *others = re.split(r"-(?![A-Z])", tag)
+    languages = {tag: re.split(r"-(?![A-Z])", tag) for tag in tags}
+    if all("-" in tag for tag in tags):
+        return languages
+    for tag, (first, *others) in languages.items():
         if others and first in tags:
             raise UserError(
                 f"{spec}: {tag} may be one language or two: write a region in capitals (pt-BR), and give the sets "
                 "across languages an --sts of their own"
             )
-    return {tag: re.split(r"-(?![A-Z])", tag) if pairs else [tag] for tag in tags}
+    return {tag: [tag] for tag in tags}
 
 
 def _find_range(tables: dict[str, pl.DataFrame]) -> tuple[float, float]:
