@@ -1,6 +1,7 @@
 """Audit and trim: figures equal to a direct count, trimmed students that give the same pieces and vectors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -122,12 +123,15 @@ def test_worst_words_are_those_that_cost_most():
         (["--pairs_dir", "nowhere"], "nowhere is no folder of build_pairs.py"),
         (["--tokenizer_name_or_path", "./nowhere"], "./nowhere is no tokenizer folder or hub id within reach"),
         (["--tokenizer_name_or_path", "{bare}"], "bare has no tokenizer"),
+        (["--tokenizer_name_or_path", "{bare}/cut"], "cut is no tokenizer folder or hub id within reach: "),
         (["--text_files", "{bare}/text.{en,void}"], "text.void holds no sentence: check the file"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path_factory, tmp_path, capfd, more, message):
     bare = tmp_path_factory.mktemp("of") / "bare"  # transformers makes up a tokenizer where a model has none
     tiny_encoder().transformer.config.save_pretrained(bare)
+    shutil.copytree(get_model_path(), bare / "cut", ignore=shutil.ignore_patterns("*.safetensors"))
+    (bare / "cut/tokenizer.json").write_text('{"version": "1.0", "model": {"type": "WordPiece"}}')
     for language, text in (("en", "A sentence.\n"), ("void", " \n")):
         (bare / f"text.{language}").write_text(text)
     more = [word.replace("{bare}", str(bare)) for word in more]
