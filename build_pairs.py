@@ -30,11 +30,11 @@ import xxhash
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
-from corpora import FORMATS, read_corpus
-from distill_utils import HelpFormatter, UserError, at_least, read_json, replaced_folder, run, write_json, writing
-from hash_order import HashOrder, hash_range, source_hash, starts_run
-from languages import required_tag
+from distill.folders import HelpFormatter, UserError, at_least, read_json, replaced_folder, run, write_json, writing
+from distill.languages import required_tag
+from distill.pairs.cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
+from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
+from distill.pairs.readers import FORMATS, read_corpus
 
 GROUPED = pa.schema(
     {"source": pa.string(), "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()}))}

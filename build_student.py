@@ -26,8 +26,15 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from alignment import start_from_alignments
-from distill_utils import (
+from distill.encoder.sentence_encoder import (
+    SentenceEncoder,
+    loading,
+    longest_input,
+    position_table,
+    read_tokenizer,
+    save_tokenizer,
+)
+from distill.folders import (
     HelpFormatter,
     UserError,
     at_least,
@@ -39,9 +46,8 @@ from distill_utils import (
     write_json,
     writing,
 )
-from encoder import SentenceEncoder, loading, longest_input, position_table, read_tokenizer, save_tokenizer
-from textfiles import text_lines
-from vocabulary import (
+from distill.students.alignment import start_from_alignments
+from distill.students.trim import (
     SPECIAL_TOKENS,
     audit,
     count_tokens,
@@ -53,6 +59,7 @@ from vocabulary import (
     trimmed_tokenizer,
     worst_words,
 )
+from distill.text_files import text_lines
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

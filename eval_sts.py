@@ -22,9 +22,8 @@ from accelerate import Accelerator
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
-from bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
-from bootstrap import interval, paired_test, resampled_means
-from distill_utils import (
+from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
+from distill.folders import (
     HelpFormatter,
     UserError,
     at_least,
@@ -36,11 +35,12 @@ from distill_utils import (
     write_json,
     writing,
 )
-from encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
-from export import command_line, export_model, fp16_loss, model_card, push, training_of
-from metrics import cosine, similarities, sts_resamples, sts_scores, unit
-from report import draw_heatmaps, print_scores, write_csv, write_report
-from sts import StsSet, read_sts
+from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
+from distill.scoring.bootstrap import interval, paired_test, resampled_means
+from distill.scoring.export import command_line, export_model, fp16_loss, model_card, push, training_of
+from distill.scoring.metrics import cosine, similarities, sts_resamples, sts_scores, unit
+from distill.scoring.report import draw_heatmaps, print_scores, write_csv, write_report
+from distill.scoring.sts import StsSet, read_sts
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -261,7 +261,12 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
     entries = [entry for entry in scores["models"] if "error" not in entry]
     write_json(folder / "scores.json", scores)
     write_csv(folder / "scores.csv", entries)
-    write_report(folder / "report.md", scores, sets, command_line("python eval_sts.py", build_parser(), vars(args)))
+    write_report(
+        folder / "report.md",
+        scores,
+        sets,
+        command_line("python eval_sts.py", build_parser(), vars(args)),
+    )
     if sets:
         draw_heatmaps(folder, entries, sets)
 

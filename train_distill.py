@@ -33,10 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from agreement import leave, listening, on_first_rank, stop_agreed, together
-from batching import MicroBatch, Prefetched, Steps, TokenizedPairs, append_pca, micro_batches, teacher_labels
-from checkpoints import find_checkpoint, load_checkpoint, new_state, own_part, save_checkpoint
-from distill_utils import (
+from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
+from distill.folders import (
     HelpFormatter,
     Stopped,
     UserError,
@@ -48,10 +46,20 @@ from distill_utils import (
     write_json,
     writing,
 )
-from encoder import SentenceEncoder, set_matmul_precision
-from sts import read_sts
-from vocabulary import check_tokenizer
-from watching import Losses, Meter, Metrics, evaluate, evaluation_report, plot_curves
+from distill.ranks import leave, listening, on_first_rank, stop_agreed, together
+from distill.scoring.sts import read_sts
+from distill.students.trim import check_tokenizer
+from distill.training.checkpoints import find_checkpoint, load_checkpoint, new_state, own_part, save_checkpoint
+from distill.training.steps import (
+    MicroBatch,
+    Prefetched,
+    Steps,
+    TokenizedPairs,
+    append_pca,
+    micro_batches,
+    teacher_labels,
+)
+from distill.training.watching import Losses, Meter, Metrics, evaluate, evaluation_report, plot_curves
 
 OPTIMIZERS = {
     "adamw": lambda groups, lr, eps: torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True),

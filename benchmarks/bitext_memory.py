@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bitext import nearest_neighbours
-from encoder import set_matmul_precision
+from distill.encoder.sentence_encoder import set_matmul_precision
+from distill.scoring.bitext import nearest_neighbours
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,9 +24,9 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
-from cleaning import FILTERS, MENDING
-from corpora import parquet_tables, table_pairs
-from hash_order import HashOrder
+from distill.pairs.cleaning import FILTERS, MENDING
+from distill.pairs.hash_order import HashOrder
+from distill.pairs.readers import parquet_tables, table_pairs
 
 
 def build_parser() -> argparse.ArgumentParser:

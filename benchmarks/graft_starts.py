@@ -21,9 +21,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 import build_student
-from distill_utils import load_pairs, write_json
-from encoder import SentenceEncoder
-from vocabulary import start_embeddings
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import load_pairs, write_json
+from distill.students.trim import start_embeddings
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))

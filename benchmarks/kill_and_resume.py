@@ -11,11 +11,11 @@ bit for bit. Of several processes, by turns one is killed, and all.
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import math
 import os
+import pkgutil
 import random
 import signal
 import socket
@@ -34,16 +34,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import batching
 import build_pairs
 import train_distill
-from agreement import listening
-from distill_utils import run
-from encoder import SentenceEncoder
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import run
+from distill.ranks import listening
+from distill.training import steps as batching
 
 ROOT = Path(__file__).parent.parent
 PLACES = {
-    "labels": "batching.build_on_all_ranks",
+    "labels": "distill.training.steps.build_on_all_ranks",
     "step": "train_distill.add_gradients",
     "save": "train_distill.save_checkpoint",
     "evaluation": "train_distill.evaluate",
@@ -67,11 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def owner_of(place: str) -> tuple[object, str]:
     """'module.Class.function' as the module or class, and the function's name."""
-    module, *path, name = place.split(".")
-    owner = importlib.import_module(module)
-    for part in path:
-        owner = getattr(owner, part)
-    return owner, name
+    owner, _, name = place.rpartition(".")
+    return pkgutil.resolve_name(owner), name
 
 
 def acting_in(call: int, function: Callable, action: Callable) -> Callable:

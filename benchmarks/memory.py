@@ -24,9 +24,9 @@ from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import batching
 import train_distill
-from encoder import SentenceEncoder
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.training import steps as batching
 
 
 def build_parser() -> argparse.ArgumentParser:

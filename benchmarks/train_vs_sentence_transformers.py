@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 import build_student
 import train_distill
-from distill_utils import load_pairs, write_json
-from encoder import SentenceEncoder, set_matmul_precision
-from sts import read_sts
+from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
+from distill.folders import load_pairs, write_json
+from distill.scoring.sts import read_sts
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
 WARM_UP = 3  # steps that are not measured

@@ -23,14 +23,14 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
-import agreement  # noqa: E402
-import checkpoints  # noqa: E402
 import train_distill  # noqa: E402
 from build_pairs import build_parser as pairs_parser  # noqa: E402
 from build_pairs import main as build_pairs  # noqa: E402
 from build_student import build_parser as student_parser  # noqa: E402
-from distill_utils import run  # noqa: E402
-from encoder import SentenceEncoder  # noqa: E402
+from distill import ranks as agreement  # noqa: E402
+from distill.encoder.sentence_encoder import SentenceEncoder  # noqa: E402
+from distill.folders import run  # noqa: E402
+from distill.training import checkpoints  # noqa: E402
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real corpora are not at DATA")
 
@@ -171,7 +171,7 @@ FAULTY = """
 import os, signal, sys
 import train_distill
 from benchmarks.kill_and_resume import acting_in, owner_of
-from distill_utils import run
+from distill.folders import run
 
 rank, fault, place, call, *options = sys.argv[1:]
 

@@ -65,7 +65,7 @@ def test_fsdp2_in_processes_on_a_cpu(options, tmp_path, fsdp_on_cpu):
     """Sharded for real: equal to one process, and resumed from sharded checkpoints after a signal."""
     assert train(*options, *folders(tmp_path / "one")) == 0
     file = ("accelerate_configs/fsdp2.yaml", "--main_process_port", "0", "--mixed_precision")
-    fault = ("1", str(int(signal.SIGTERM)), "watching.Losses.add", "7")
+    fault = ("1", str(int(signal.SIGTERM)), "distill.training.watching.Losses.add", "7")
     code, _, errors = launch(fsdp_on_cpu, *fault, *options, *folders(tmp_path), config=(*file, "no"))
     assert code == STOPPED, errors
     assert checkpoint_steps(tmp_path) == [5, 7]

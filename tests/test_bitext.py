@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT
 from sentence_transformers.sentence_transformer.evaluation import TranslationEvaluator
 
-from bitext import nearest_neighbours, negative_mse, read_bitext, translation_accuracy, translation_hits
-from distill_utils import UserError, load_pairs
+from distill.folders import UserError, load_pairs
+from distill.scoring.bitext import nearest_neighbours, negative_mse, read_bitext, translation_accuracy, translation_hits
 
 
 def test_translation_accuracy_by_hand():
@@ -86,7 +86,7 @@ def test_memory_is_that_of_the_blocks():
     program = """
 import resource
 import numpy as np
-from bitext import nearest_neighbours
+from distill.scoring.bitext import nearest_neighbours
 source, target = np.random.default_rng(0).normal(size=(2, 16_000, 4)).astype(np.float32)
 nearest_neighbours(source[:10], target[:10])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

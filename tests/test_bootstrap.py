@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bootstrap import interval, paired_test, resampled_correlations, resampled_means, row_counts
+from distill.scoring.bootstrap import interval, paired_test, resampled_correlations, resampled_means, row_counts
 
 
 def rows_of(rows: int, samples: int, seed) -> list[np.ndarray]:

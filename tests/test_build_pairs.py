@@ -20,11 +20,10 @@ import pyarrow as pa
 import pytest
 
 import build_pairs
-import cleaning
-import hash_order
-from corpora import read_corpus
-from distill_utils import UserError, replaced_folder
-from languages import LETTER, languages_of_name, script_pattern, standard_tag
+from distill.folders import UserError, replaced_folder
+from distill.languages import LETTER, languages_of_name, script_pattern, standard_tag
+from distill.pairs import cleaning, hash_order
+from distill.pairs.readers import read_corpus
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))
@@ -211,9 +210,9 @@ def test_other_source_language(tmp_path):
 
 
 def test_readers_give_bounded_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("corpora.CHUNK", 2)
-    monkeypatch.setattr("textfiles.BLOCK", 40)
-    monkeypatch.setattr("corpora.BLOCK", 40)
+    monkeypatch.setattr("distill.pairs.readers.CHUNK", 2)
+    monkeypatch.setattr("distill.text_files.BLOCK", 40)
+    monkeypatch.setattr("distill.pairs.readers.BLOCK", 40)
     write(tmp_path / "x.en", *ENGLISH)
     write(tmp_path / "x.it", *ITALIAN)
     chunks = list(read_corpus(f"{tmp_path}/x.{{en,it}}", "en"))
@@ -525,8 +524,8 @@ def test_on_disk_as_in_memory(tmp_path, monkeypatch):
     expected = content(in_memory["folder"])
     drops = [dropped(in_memory, corpus) for corpus in (0, 1)]
     assert drops[1]["duplicate"] == 300 and sum(drop["over_limit"] for drop in drops) == 50
-    monkeypatch.setattr("textfiles.BLOCK", 1000)
-    monkeypatch.setattr("corpora.BLOCK", 1000)
+    monkeypatch.setattr("distill.text_files.BLOCK", 1000)
+    monkeypatch.setattr("distill.pairs.readers.BLOCK", 1000)
     monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (5000,))
     spills = []
     spill = hash_order.HashOrder._spill
@@ -704,7 +703,7 @@ def test_linked_output_folder_stays_a_link(tmp_path):
 
 def test_fallback_renames_recover_from_a_kill(tmp_path, monkeypatch):
     """Without RENAME_EXCHANGE, a kill between the two renames leaves the old folder aside; the next run restores it."""
-    monkeypatch.setattr("distill_utils.exchange", lambda one, other: False)
+    monkeypatch.setattr("distill.folders.exchange", lambda one, other: False)
     build(tmp_path, many(tmp_path))
     old = content(tmp_path / "pairs")
     (tmp_path / "pairs").rename(tmp_path / ".pairs.old")
@@ -718,7 +717,7 @@ def test_fallback_renames_recover_from_a_kill(tmp_path, monkeypatch):
 KILLED = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from distill_utils import replaced_folder
+from distill.folders import replaced_folder
 print("ready", flush=True)
 n = 0
 while True:

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 import build_pairs
-from distill_utils import UserError
+from distill.folders import UserError
 
 ROOT = Path(__file__).parent.parent
 GOOD = "".join(f"Sentence number {i}.\tFrase numero {i}.\n" for i in range(2000)).encode()
@@ -228,17 +228,17 @@ def test_counted(tmp_path, case):
 
 
 def test_endless_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("textfiles.MAX_LINE", 1000)
-    monkeypatch.setattr("textfiles.BLOCK", 500)
-    monkeypatch.setattr("corpora.BLOCK", 500)
+    monkeypatch.setattr("distill.text_files.MAX_LINE", 1000)
+    monkeypatch.setattr("distill.text_files.BLOCK", 500)
+    monkeypatch.setattr("distill.pairs.readers.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(b"A.\tB.\n" + b"x" * 5000)
     with pytest.raises(UserError, match=r"a-en-it.tsv, line 2 is longer than"):
         build(tmp_path / "a-en-it.tsv", tmp_path)
 
 
 def test_line_numbers_beyond_the_first_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("textfiles.BLOCK", 500)
-    monkeypatch.setattr("corpora.BLOCK", 500)
+    monkeypatch.setattr("distill.text_files.BLOCK", 500)
+    monkeypatch.setattr("distill.pairs.readers.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(GOOD + b"x\xff\ty\n")
     with pytest.raises(UserError, match=r"line 2001 is not UTF-8"):
         build(tmp_path / "a-en-it.tsv", tmp_path)
@@ -260,7 +260,11 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path):
     "name, content, message",
     [
         ("no.csv", None, "no.csv does not exist"),
-        ("sts.csv", b"one column\n", "sts.csv, line 1: expected sentence1,sentence2,score"),
+        (
+            "sts.csv",
+            b"one column\n",
+            "sts.csv, line 1: expected sentence1,sentence2,score",
+        ),
         ("sts.csv", b"A.,B.,1\nA.,\xe8,1\n", "sts.csv, line 2 is not UTF-8"),
         ("sts.csv", b"a," + b"b" * 200_000, "sts.csv, line 1 is no CSV"),
         ("test.txt", b"\n", "test.txt holds no sentence to exclude"),

@@ -24,11 +24,11 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from alignment import aligned_tokens, start_from_alignments
 from build_student import build_parser, main, sentences, train_tokenizer
-from distill_utils import load_pairs, run
-from encoder import SentenceEncoder
-from vocabulary import plain_texts, start_embeddings
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import load_pairs, run
+from distill.students.alignment import aligned_tokens, start_from_alignments
+from distill.students.trim import plain_texts, start_embeddings
 
 
 def graft(teacher, pairs, output, *more):

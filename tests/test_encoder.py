@@ -12,8 +12,16 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import BertTokenizer, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaModel
 
-from distill_utils import UserError
-from encoder import POOLINGS, SentenceEncoder, pack, packed_batches, pad, padded_batches, set_matmul_precision
+from distill.encoder.sentence_encoder import (
+    POOLINGS,
+    SentenceEncoder,
+    pack,
+    packed_batches,
+    pad,
+    padded_batches,
+    set_matmul_precision,
+)
+from distill.folders import UserError
 
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
 

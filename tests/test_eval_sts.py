@@ -20,11 +20,11 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 
 import train_distill
-from distill_utils import UserError, run
-from encoder import set_matmul_precision
+from distill.encoder.sentence_encoder import set_matmul_precision
+from distill.folders import UserError, run
+from distill.scoring.metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
+from distill.scoring.sts import StsSet, read_sts
 from eval_sts import build_parser, main, named_models
-from metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
-from sts import StsSet, read_sts
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 METRICS = [f"{kind}_{name}" for kind in ("spearman", "pearson") for name in SIMILARITIES]

@@ -14,12 +14,12 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import ModernBertConfig, ModernBertModel
 
-import export
 import train_distill
-from distill_utils import UserError
-from encoder import SentenceEncoder
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import UserError
+from distill.scoring import export
+from distill.scoring.export import set_title
 from eval_sts import build_parser, main
-from export import set_title
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a"]

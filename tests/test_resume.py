@@ -26,9 +26,9 @@ from conftest import (
     train,
 )
 
-import agreement
-import checkpoints
 from benchmarks.kill_and_resume import acting_in, owner_of
+from distill import ranks as agreement
+from distill.training import checkpoints
 
 # Lines of metrics.jsonl, checkpoints and evaluations come at different steps.
 OPTIONS = (
@@ -82,15 +82,15 @@ def whole_of_two(given, tmp_path_factory) -> Path:
 # ---------------------------------------------------------------- signals
 
 MOMENTS = {  # the function, and its call, in which a signal comes; and the step of the checkpoint then saved
-    "token ids": ("batching.tokenize", 1, None),
-    "labels": ("encoder.SentenceEncoder.forward", 1, None),
+    "token ids": ("distill.training.steps.tokenize", 1, None),
+    "labels": ("distill.encoder.sentence_encoder.SentenceEncoder.forward", 1, None),
     "the first evaluation": ("train_distill.evaluate", 1, None),
-    "a step": ("watching.Losses.add", 9, 9),
-    "a step before an evaluation": ("watching.Losses.add", 14, 14),
-    "an evaluation": ("encoder.SentenceEncoder.encode", 5, 14),
-    "a save": ("checkpoints.write_manifest", 2, 10),
+    "a step": ("distill.training.watching.Losses.add", 9, 9),
+    "a step before an evaluation": ("distill.training.watching.Losses.add", 14, 14),
+    "an evaluation": ("distill.encoder.sentence_encoder.SentenceEncoder.encode", 5, 14),
+    "a save": ("distill.training.checkpoints.write_manifest", 2, 10),
     "the last evaluation": ("train_distill.evaluate", 6, 30),
-    "the last save": ("checkpoints.write_manifest", 6, 30),
+    "the last save": ("distill.training.checkpoints.write_manifest", 6, 30),
 }
 
 
@@ -177,10 +177,12 @@ def test_the_launcher_passes_signals_on(given, tmp_path, early):
 # ---------------------------------------------------------------- ranks that die
 
 
-@pytest.mark.parametrize("place, call", [("train_distill.add_gradients", 8), ("checkpoints.write_manifest", 1)])
+@pytest.mark.parametrize(
+    "place, call", [("train_distill.add_gradients", 8), ("distill.training.checkpoints.write_manifest", 1)]
+)
 def test_an_error_of_one_rank_ends_all_with_its_traceback_on_top(given, tmp_path, faulty, place, call):
     start = time.monotonic()
-    rank = "0" if place == "checkpoints.write_manifest" else "1"
+    rank = "0" if place == "distill.training.checkpoints.write_manifest" else "1"
     code, _, errors = launch(faulty, rank, "error", place, str(call), *given, *folders(tmp_path))
     assert code == 1
     assert time.monotonic() - start < 60
@@ -212,7 +214,7 @@ def test_another_number_of_processes_takes_the_same_remaining_steps(given, tmp_p
     expected = [line for line in metrics(tmp_path / "whole") if "loss" in line]
     for before, after in ((1, 2), (2, 1)):
         folder = tmp_path / f"{before} then {after}"
-        fault = ("0", str(int(signal.SIGUSR1)), "watching.Losses.add", "9")
+        fault = ("0", str(int(signal.SIGUSR1)), "distill.training.watching.Losses.add", "9")
         assert launch(faulty, *fault, *options, *folders(folder), processes=before)[0] == STOPPED
         assert checkpoint_steps(folder) == [5, 9]
         code, said, errors = launch("train_distill.py", *options, *folders(folder), *LATEST, processes=after)

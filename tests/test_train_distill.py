@@ -26,8 +26,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
 
-import agreement
-from batching import (
+from distill import ranks as agreement
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import LoneError, UserError, load_pairs, run
+from distill.training.steps import (
     Prefetched,
     Steps,
     TokenizedPairs,
@@ -37,10 +39,8 @@ from batching import (
     scratch,
     teacher_labels,
 )
-from distill_utils import LoneError, UserError, load_pairs, run
-from encoder import SentenceEncoder
+from distill.training.watching import Metrics, mean_similarity
 from train_distill import OPTIMIZERS, add_gradients, build_parser, distillation_loss, main
-from watching import Metrics, mean_similarity
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 
@@ -154,7 +154,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
-from batching import build_on_all_ranks
+from distill.training.steps import build_on_all_ranks
 
 def compute(start, stop):
     time.sleep(0.1)

@@ -22,9 +22,9 @@ from transformers import (
 
 import build_student
 from build_student import build_parser, main, train_tokenizer
-from distill_utils import UserError, load_pairs, run
-from encoder import SentenceEncoder, save_tokenizer
-from vocabulary import audit, kept_tokens, tokenizer_content, trimmed_tokenizer, worst_words
+from distill.encoder.sentence_encoder import SentenceEncoder, save_tokenizer
+from distill.folders import UserError, load_pairs, run
+from distill.students.trim import audit, kept_tokens, tokenizer_content, trimmed_tokenizer, worst_words
 
 TEXTS = {
     "en": ["I love plants.", "The dog sleeps under the table.", "Everyone reads a book about the sea."],

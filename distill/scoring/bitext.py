@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_utils import UserError, load_pairs, read_json
-from languages import required_tag
-from textfiles import read_aligned_lines
+from distill.folders import UserError, load_pairs, read_json
+from distill.languages import required_tag
+from distill.text_files import read_aligned_lines
 
 BLOCK = 4096  # sentences of either side whose similarities are in memory at a time: 64 MB of fp32
 

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from tabulate import tabulate
 
-from sts import StsSet
+from distill.scoring.sts import StsSet
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

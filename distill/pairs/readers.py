@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from distill_utils import UserError, expand_languages
-from languages import languages_of_name, required_tag, standard_tag
-from textfiles import BLOCK, OPENERS, decode, opened, reading, text_blocks, text_lines
+from distill.folders import UserError, expand_languages
+from distill.languages import languages_of_name, required_tag, standard_tag
+from distill.text_files import BLOCK, OPENERS, decode, opened, reading, text_blocks, text_lines
 
 CHUNK = 100_000  # lines or rows of a frame
 NESTED_CHUNK = 1 << 15  # rows of a frame where one row holds many languages

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from distill_utils import UserError, expand_languages
+from distill.folders import UserError, expand_languages
 
 BLOCK = 1 << 23  # bytes of text at a time
 MAX_LINE = 1 << 26  # a file without line ends is no corpus: stop before it fills the memory

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from distill_utils import UserError
+from distill.folders import UserError
 
 # Thai, Lao, Tibetan, Burmese, Khmer, kana and Han: written without spaces between words.
 UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")

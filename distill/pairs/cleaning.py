@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
-from corpora import FORMATS, TABLES
-from distill_utils import UserError, expand_languages
-from languages import LETTER, script_pattern
-from textfiles import decode, text_blocks, text_lines
+from distill.folders import UserError, expand_languages
+from distill.languages import LETTER, script_pattern
+from distill.pairs.readers import FORMATS, TABLES
+from distill.text_files import decode, text_blocks, text_lines
 
 # Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
 # direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.

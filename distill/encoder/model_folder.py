@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distill_utils import UserError, read_json, write_json
+from distill.folders import UserError, read_json, write_json
 
 # The keys of 1_Pooling/config.json, in the order in which sentence-transformers concatenates poolings.
 POOLING_KEYS = {

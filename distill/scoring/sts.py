@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from corpora import TABLES
-from distill_utils import UserError, expand_languages
-from languages import required_tag
-from textfiles import OPENERS, read_lines
+from distill.folders import UserError, expand_languages
+from distill.languages import required_tag
+from distill.pairs.readers import TABLES
+from distill.text_files import OPENERS, read_lines
 
 SCORE_COLUMNS = ("score", "similarity_score", "label")
 TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}

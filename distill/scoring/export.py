@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 import train_distill
-from bitext import Bitext
-from distill_utils import UserError, read_json, write_json
-from encoder import SentenceEncoder
-from report import bitext_table, markdown, number, sts_tables, summary_table
-from sts import StsSet
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import UserError, read_json, write_json
+from distill.scoring.bitext import Bitext
+from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
+from distill.scoring.sts import StsSet
 
 USE = """\
     from sentence_transformers import SentenceTransformer

@@ -26,9 +26,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from agreement import on_first_rank, together
-from distill_utils import LoneError, writing
-from encoder import SentenceEncoder, to_device, tokenize
+from distill.encoder.sentence_encoder import SentenceEncoder, to_device, tokenize
+from distill.folders import LoneError, writing
+from distill.ranks import on_first_rank, together
 
 
 def fingerprint(*parts) -> str:

@@ -24,9 +24,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
-from agreement import together
-from distill_utils import UserError, read_json, write_json
-from model_folder import find_folder, read_dense, read_pooling, write_dense, write_pooling
+from distill.encoder.model_folder import find_folder, read_dense, read_pooling, write_dense, write_pooling
+from distill.folders import UserError, read_json, write_json
+from distill.ranks import together
 
 logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
 

@@ -5,8 +5,8 @@ import evaluate
 import numpy as np
 from scipy import stats
 
-from bootstrap import resampled_correlations
-from sts import StsSet
+from distill.scoring.bootstrap import resampled_correlations
+from distill.scoring.sts import StsSet
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from agreement import on_first_rank, together
-from batching import fingerprint
-from distill_utils import UserError, check_replaceable, exchange, read_json, write_json
+from distill.folders import UserError, check_replaceable, exchange, read_json, write_json
+from distill.ranks import on_first_rank, together
+from distill.training.steps import fingerprint
 
 MANIFEST = "manifest.json"
 

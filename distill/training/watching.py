@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from agreement import together
-from batching import MicroBatch
-from bitext import negative_mse, translation_accuracy, translation_hits
-from distill_utils import UserError
-from encoder import SentenceEncoder, encode_on_all_ranks
-from metrics import similarities, sts_scores, unit
+from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
+from distill.folders import UserError
+from distill.ranks import together
+from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
+from distill.scoring.metrics import similarities, sts_scores, unit
+from distill.training.steps import MicroBatch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
