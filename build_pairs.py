@@ -14,34 +14,25 @@ The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perh
 """
 
 import argparse
-import gzip
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-import numpy as np
 import polars as pl
-import pyarrow as pa
-import xxhash
 from tabulate import tabulate
 from tqdm import tqdm
 
-from distill.folders import HelpFormatter, UserError, at_least, read_json, replaced_folder, run, write_json, writing
+from distill.command import Parser, UserError, at_least, run
+from distill.folders import read_json, replaced_folder, write_json, writing
 from distill.languages import required_tag
-from distill.pairs.cleaning import FILTERS, MENDING, REASON, first_reason, inspect, pair_faults, read_excluded
+from distill.pairs.cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
 from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
+from distill.pairs.pairs_folder import FLAT, GROUPED, ArrowFolder, TsvFolder, flat, grouped
 from distill.pairs.readers import FORMATS, read_corpus
+from distill.pairs.selection import Account, select, split_of
 
-GROUPED = pa.schema(
-    {"source": pa.string(), "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()}))}
-)
-FLAT = pa.schema({"source": pa.string(), "target": pa.string(), "language": pa.string()})
-BATCH = 10_000  # rows of an Arrow record batch on disk
-SAMPLES = 5  # dropped pairs shown per corpus, language and reason
 CORPUS_HELP = (
     "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
     "line-aligned text in quoted braces ('train.{en,de}.gz')"
@@ -52,7 +43,7 @@ SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.jo
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    parser = Parser(__doc__, script=__file__)
     # fmt: off
     data = parser.add_argument_group("corpora")
     data.add_argument("--corpus", nargs="+", required=True, metavar="SPEC", help=CORPUS_HELP)
@@ -79,186 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
     views.add_argument("--export_pairs", action="store_true", help="also write pairs_view/, one Arrow row per pair")
     # fmt: on
     return parser
-
-
-class Account:
-    """Counts every pair once: what was read, mended, dropped for which reason, and kept, by corpus and language."""
-
-    def __init__(self):
-        self.counts: Counter = Counter()
-        self.samples: defaultdict[tuple, list] = defaultdict(list)
-
-    def cleaned(self, pairs: pl.DataFrame, corpus: int) -> pl.DataFrame:
-        """Count pairs read from a corpus, what mending changed and what was dropped; the others are returned."""
-        steps = [step for step in MENDING if step in pairs.columns]
-        pairs = pairs.with_columns(corpus=pl.lit(corpus, pl.UInt32))
-        sums = pairs.group_by("language").agg(pl.len().alias("read"), pl.col(steps).sum())
-        for language, *numbers in sums.iter_rows():
-            for name, number in zip(["read", *steps], numbers, strict=True):
-                self.counts[corpus, language, name] += number
-        return self.dropped(pairs.drop(steps))
-
-    def dropped(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """Count and sample the pairs whose column `dropped` holds a reason; the others are returned."""
-        drops = pairs.filter(pl.col("dropped").is_not_null())
-        for *key, number in drops.group_by("corpus", "language", "dropped").len().iter_rows():
-            self.counts[tuple(key)] += number
-        columns = ["corpus", "language", "dropped", "source", "target"]
-        some = drops.select(columns).group_by(columns[:3], maintain_order=True).head(SAMPLES)
-        for *key, source, target in some.iter_rows():
-            if len(self.samples[tuple(key)]) < SAMPLES:
-                self.samples[tuple(key)].append((source, target))
-        return pairs.filter(pl.col("dropped").is_null()).drop("dropped")
-
-    def report(self, corpora: list[str]) -> list[dict]:
-        """Per corpus and language: pairs read, kept, mended by step and dropped by reason (read = kept + dropped)."""
-        report = [{"corpus": spec, "languages": {}} for spec in corpora]
-        for (corpus, language, name), number in sorted(self.counts.items()):
-            empty = {"read": 0, "kept": 0, "mended": {}, "dropped": {}}
-            entry = report[corpus]["languages"].setdefault(language, empty)
-            if name in ("read", "kept"):
-                entry[name] = number
-            elif number:
-                entry["mended" if name in MENDING else "dropped"][name] = number
-        return report
-
-    def write_samples(self, path: Path, corpora: list[str]) -> None:
-        with path.open("w", encoding="utf-8") as file:
-            for (corpus, language, reason), pairs in sorted(self.samples.items()):
-                for source, target in pairs:
-                    shown = {"source": source and source[:500], "target": target and target[:500]}
-                    line = {"reason": reason, "corpus": corpora[corpus], "language": language} | shown
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-# ---------------------------------------------------------------- selection, on pairs in hash order
-
-
-def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
-    """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
-
-    `room` holds the number of pairs that each language may still take.
-    """
-    run = starts_run(pairs, "hash", "language")
-    several = (~(run & run.shift(-1, fill_value=True))).arg_true()
-    dropped = pl.Series([None], dtype=REASON).new_from_index(0, len(pairs))
-    # Only a source with several translations in a language can have one twice, or too many.
-    few = pairs[several].select("hash", "language", "target", start=run.gather(several))
-    reasons = (
-        [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
-    )
-    few = few.with_columns(dropped=first_reason(reasons))
-    alive = pl.col("dropped").is_null().cast(pl.Int64)
-    rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
-    few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
-    pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
-    alive = pl.col("dropped").is_null().cast(pl.Int64)
-    full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
-    return pairs.with_columns(pl.coalesce("dropped", first_reason([("over_limit", full)])))
-
-
-def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
-    """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there."""
-    # The low half of the hash, so that every shard (a range of the high bits) holds its share of each split.
-    place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
-    held_out = pl.when(place < dev_fraction).then(pl.lit("dev"))
-    return held_out.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
-
-
-# ---------------------------------------------------------------- writers
-
-
-def arrow_strings(column: pl.Series) -> pa.Array:
-    return column.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
-
-
-def grouped(pairs: pl.DataFrame) -> pa.Table:
-    """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours."""
-    starts = starts_run(pairs, "source").arg_true().to_numpy()
-    offsets = pa.array(np.append(starts, len(pairs)), pa.int32())
-    columns = [arrow_strings(pairs[name]) for name in ("language", "target")]
-    targets = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, ["language", "sentence"]))
-    return pa.table([arrow_strings(pairs["source"].gather(starts)), targets], schema=GROUPED)
-
-
-def flat(pairs: pl.DataFrame) -> pa.Table:
-    """One row per pair."""
-    return pa.table([arrow_strings(pairs[name]) for name in FLAT.names], schema=FLAT)
-
-
-class ArrowFolder:
-    """A DatasetDict on disk, written in batches; pairs of a source sentence must come in one call."""
-
-    def __init__(
-        self, folder: Path, splits: list[str], schema: pa.Schema, to_table: Callable[[pl.DataFrame], pa.Table]
-    ):
-        self.folder, self.to_table = folder, to_table
-        self.schema = datasets.Features.from_arrow_schema(schema).arrow_schema
-        self.rest = dict.fromkeys(splits, self.schema.empty_table())
-        self.rows = dict.fromkeys(splits, 0)
-        folder.mkdir(exist_ok=True)
-        self.writers = {name: pa.ipc.new_stream(str(folder / f"{name}.arrow"), self.schema) for name in splits}
-
-    def write(self, split: str, pairs: pl.DataFrame) -> None:
-        """Append pairs, in record batches of `BATCH` rows however the pairs were cut into calls."""
-        table = pa.concat_tables([self.rest[split], self.to_table(pairs).cast(self.schema)])
-        whole = len(table) - len(table) % BATCH
-        for start in range(0, whole, BATCH):
-            self.writers[split].write_table(table.slice(start, BATCH).combine_chunks())
-        self.rest[split] = table.slice(whole)
-        self.rows[split] += whole
-
-    def close(self) -> None:
-        """Write what is left, and the files that make it a folder for `datasets.load_from_disk`."""
-        # One row stands for the rows on disk while the library writes its own metadata; then the rows take its place.
-        # So they are written only once, and the layout is the library's.
-        stand_in = pa.Table.from_pylist([{}], schema=self.schema)
-        splits = {}
-        for name, writer in self.writers.items():
-            writer.write_table(self.rest[name].combine_chunks())
-            writer.close()
-            self.rows[name] += len(self.rest[name])
-            # `datasets` would draw a random fingerprint; this one says what the rows are.
-            fingerprint = file_hash(self.folder / f"{name}.arrow")
-            splits[name] = datasets.Dataset(stand_in, fingerprint=fingerprint, split=name)
-        datasets.DatasetDict(splits).save_to_disk(self.folder)
-        for name in splits:
-            (self.folder / f"{name}.arrow").replace(self.folder / name / "data-00000-of-00001.arrow")
-
-
-class TsvFolder:
-    """`en-it-train.tsv.gz` and the like: source TAB target, as sentence-transformers reads them."""
-
-    def __init__(self, folder: Path, source_language: str):
-        self.folder, self.source_language = folder, source_language
-        self.files: dict[tuple[str, str], gzip.GzipFile] = {}
-        folder.mkdir()
-
-    def write(self, split: str, pairs: pl.DataFrame) -> None:
-        # Without the white space step a sentence may hold tabs and line ends, which this format cannot.
-        text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
-        for (language,), rows in pairs.group_by("language", maintain_order=True):
-            if (language, split) not in self.files:
-                path = self.folder / f"{self.source_language}-{language}-{split}.tsv.gz"
-                # No name and no time in the gzip header: the same pairs give the same bytes.
-                self.files[language, split] = gzip.GzipFile("", "wb", fileobj=path.open("wb"), mtime=0)
-            lines = rows.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
-            self.files[language, split].write("".join(lines.to_list()).encode())
-
-    def close(self) -> None:
-        for file in self.files.values():
-            inner = file.fileobj
-            file.close()
-            inner.close()
-
-
-def file_hash(path: Path) -> str:
-    """xxh3 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- the call
@@ -402,13 +213,8 @@ def print_report(report: dict, output_dir: str) -> None:
     for corpus in report["corpora"]:
         # A no-break space keeps a reason and its number on one line of a wrapped cell.
         rows = [
-            [
-                language,
-                entry["read"],
-                entry["kept"],
-                ", ".join(f"{name}\u00a0{n}" for name, n in entry["dropped"].items()),
-            ]
-            for language, entry in corpus["languages"].items()
+            [tag, found["read"], found["kept"], ", ".join(f"{name}\u00a0{n}" for name, n in found["dropped"].items())]
+            for tag, found in corpus["languages"].items()
         ]
         headers = ["language", "read", "kept", "dropped"]
         left = len(tabulate([row[:3] for row in rows], headers[:3]).splitlines()[1]) + 2

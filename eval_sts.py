@@ -22,32 +22,24 @@ from accelerate import Accelerator
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
+from distill.command import Parser, UserError, at_least, run, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
-from distill.folders import (
-    HelpFormatter,
-    UserError,
-    at_least,
-    check_processes,
-    check_replaceable,
-    expand_languages,
-    replaced_folder,
-    run,
-    write_json,
-    writing,
-)
+from distill.folders import check_replaceable, replaced_folder, write_json, writing
+from distill.ranks import check_processes
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
 from distill.scoring.bootstrap import interval, paired_test, resampled_means
-from distill.scoring.export import command_line, export_model, fp16_loss, model_card, push, training_of
+from distill.scoring.export import export_model, fp16_loss, model_card, push, training_of
 from distill.scoring.metrics import cosine, similarities, sts_resamples, sts_scores, unit
-from distill.scoring.report import draw_heatmaps, print_scores, write_csv, write_report
+from distill.scoring.report import draw_scores, print_scores, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
+from distill.text_files import expand_languages
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    parser = Parser(__doc__, script=__file__)
     # fmt: off
     what = parser.add_argument_group("models and data")
     what.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
@@ -261,14 +253,9 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
     entries = [entry for entry in scores["models"] if "error" not in entry]
     write_json(folder / "scores.json", scores)
     write_csv(folder / "scores.csv", entries)
-    write_report(
-        folder / "report.md",
-        scores,
-        sets,
-        command_line("python eval_sts.py", build_parser(), vars(args)),
-    )
+    write_report(folder / "report.md", scores, sets, wrapped(args.command_line))
     if sets:
-        draw_heatmaps(folder, entries, sets)
+        draw_scores(folder, entries, sets)
 
 
 def main(args: argparse.Namespace) -> None:

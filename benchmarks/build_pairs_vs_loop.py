@@ -26,12 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 from distill.pairs.cleaning import FILTERS, MENDING
 from distill.pairs.hash_order import HashOrder
-from distill.pairs.readers import parquet_tables, table_pairs
+from distill.pairs.readers import parquet_tables
+from distill.pairs.schemas import table_pairs
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", default="../shared/data/ted_multi_sample.parquet", help="Parquet, TED schema")
+    parser.add_argument("--corpus", default="data/ted_multi_sample.parquet", help="Parquet, TED schema")
     parser.add_argument("--source_language", default="en")
     parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
     parser.add_argument("--repeats", type=int, default=5)

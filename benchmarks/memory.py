@@ -24,9 +24,12 @@ from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import train_distill
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.training import steps as batching
+from distill.training import tokens
+from distill.training.cache import content_fingerprint
+from distill.training.labels import teacher_labels
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,14 +71,14 @@ def prepare(folder: Path, rows: int) -> None:
     datasets.DatasetDict(train=train, dev=dev).save_to_disk(folder / "pairs")
 
     random = np.random.default_rng(0)
-    batching.tokenize = lambda tokenizer, sentences, _: [random.integers(5, 999, 8) for _ in sentences]
+    tokens.tokenize = lambda tokenizer, sentences, _: [random.integers(5, 999, 8) for _ in sentences]
     pairs = datasets.load_from_disk(folder / "pairs")
     model = SentenceEncoder.from_pretrained(str(folder / "model"), 128)
     model.encode = lambda sentences: random.standard_normal((len(sentences), 32), dtype=np.float32)
     cache_dir, accelerator = folder / "pairs" / "cache", Accelerator(cpu=True)
-    batching.TokenizedPairs(pairs["train"], model.tokenizer, 128, cache_dir, accelerator)
-    for split in pairs.values():
-        batching.teacher_labels(model, split, "float32", cache_dir, accelerator)
+    contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
+    tokens.TokenizedPairs(pairs["train"], contents["train"], model.tokenizer, 128, cache_dir, accelerator)
+    teacher_labels(model, pairs, contents, "float32", None, cache_dir, accelerator)
 
 
 def measure(folder: Path) -> None:

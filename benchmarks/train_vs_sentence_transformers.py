@@ -34,10 +34,12 @@ import build_pairs
 import build_student
 import train_distill
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import load_pairs, write_json
+from distill.folders import write_json
+from distill.pairs.pairs_folder import load_pairs
 from distill.scoring.sts import read_sts
+from distill.training.cache import content_fingerprint
 
-DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "../shared/data"))
+DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "data"))
 WARM_UP = 3  # steps that are not measured
 
 
@@ -154,20 +156,20 @@ def chosen(scores: dict) -> dict:
 
 def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
     """Our trainer as it is, but for a clock around its evaluations; unless for quality, those are empty."""
-    clock, evaluate, take = Clock(), train_distill.evaluate, train_distill.Prefetched.__getitem__
+    clock, evaluate, take = Clock(), train_distill.evaluate, train_distill.Tally.start
     first = 0 if args.time_to_quality else WARM_UP
 
-    def timed_take(self, step):
-        if step == first:
+    def timed_take(self):
+        if not clock.start and len(self.steps) == first:
             clock.begin()
-        return take(self, step)
+        take(self)
 
     def timed_evaluate(*given):
         if not clock.start:
             clock.begin()
         return clock.evaluation(evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
 
-    train_distill.Prefetched.__getitem__, train_distill.evaluate = timed_take, timed_evaluate
+    train_distill.Tally.start, train_distill.evaluate = timed_take, timed_evaluate
     train_distill.main(our_arguments(args, folder, args.seeds[0]))
     return clock
 
@@ -192,13 +194,12 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     accelerator, cache_dir = Accelerator(), folder / "pairs" / "cache"
     pairs = load_pairs(ours.pairs_dir)
     encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)
-    tokens = train_distill.TokenizedPairs(pairs["train"], encoder.tokenizer, 128, cache_dir, accelerator)
+    contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
+    given = pairs["train"], contents["train"], encoder.tokenizer, 128, cache_dir, accelerator
+    tokens = train_distill.TokenizedPairs(*given)
     teacher = SentenceEncoder.from_pretrained(ours.teacher_model_name_or_path)
     teacher.normalize = False
-    labels, dev_labels = (
-        train_distill.teacher_labels(teacher, pairs[split], "float32", cache_dir, accelerator)
-        for split in ("train", "dev")
-    )
+    labels = train_distill.teacher_labels(teacher, pairs, contents, "float32", None, cache_dir, accelerator)
     order = ours.translations_per_source, ours.language_temperature, ours.seed
     steps = train_distill.Steps(tokens, args.batch_size, *order)
     steps[0]
@@ -206,7 +207,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     taken = np.array(steps.order[: total * args.batch_size])
     flat = [(row["source"], target["sentence"]) for row in pairs["train"] for target in row["targets"]]
     rows = {"english": [flat[pair][0] for pair in taken], "non_english": [flat[pair][1] for pair in taken]}
-    train = datasets.Dataset.from_dict(rows | {"label": labels[tokens.row_of_pair[taken]].tolist()})
+    train = datasets.Dataset.from_dict(rows | {"label": labels["train"][tokens.row_of_pair[taken]].tolist()})
 
     sts = read_sts(ours.sts_dev)
 
@@ -218,7 +219,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
         def on_step_end(self, _, state, control, **kwargs):
             if state.global_step == state.max_steps:
                 encoder.transformer, encoder.dense = student[0].auto_model, dense(student)
-                given = encoder, pairs["dev"], dev_labels, sts, accelerator
+                given = encoder, pairs["dev"], labels["dev"], sts, accelerator
                 clock.evaluation(train_distill.evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
 
     settings = SentenceTransformerTrainingArguments(

@@ -1,69 +1,17 @@
-"""What every script shares: a user's errors, folders that appear whole, files named by language."""
+"""Folders that appear whole or not at all, and the JSON in them."""
 
-import argparse
 import ctypes
 import json
 import os
-import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 from safetensors import SafetensorError
 
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that there are: no "(default: None)"."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
-
-
-def at_least(lowest: int) -> Callable[[str], int]:
-    """The type of an option that is a number from `lowest` on."""
-
-    def number(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text} is not {lowest} or more")
-        return int(text)
-
-    return number
-
-
-class UserError(Exception):
-    """A user's mistake, in one sentence: what is wrong, where, and what to do."""
-
-
-class LoneError(UserError):
-    """A user's mistake that one rank meets alone, and so has to say itself."""
-
-
-class Stopped(Exception):
-    """A signal has ended the run, nothing is lost: what to do to go on, in one sentence."""
-
-
-def run(main: Callable, args) -> None:
-    """Run a script's `main(args)` and exit: 2 after a `UserError`, 75 when `Stopped`, each said in one line.
-
-    75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
-    """
-    try:
-        main(args)
-    except (UserError, Stopped) as end:
-        mistake = isinstance(end, UserError)
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(end, LoneError):
-            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{end}", file=sys.stderr)
-        sys.exit(2 if mistake else os.EX_TEMPFAIL)
-
-
-def check_processes(accelerator) -> None:
-    """UserError where the launcher started processes that know nothing of each other."""
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
-        raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
+from distill.command import UserError
 
 
 def read_json(path: Path, default):
@@ -135,22 +83,3 @@ def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def expand_languages(spec: str) -> dict[str, str]:
-    """'x.{en,it}.gz' -> {'en': 'x.en.gz', 'it': 'x.it.gz'}: the files of a brace path by language."""
-    match = re.search(r"\{([^{}]+)\}", spec)
-    if match is None:
-        raise UserError(f"{spec} names no languages: write them in quoted braces, as in 'stsb-{{en,it}}-test.csv'")
-    return {lang: spec[: match.start()] + lang + spec[match.end() :] for lang in match[1].split(",")}
-
-
-def load_pairs(path: str) -> datasets.DatasetDict:
-    """The folder that build_pairs.py wrote: splits with the columns `source` and `targets`."""
-    try:
-        pairs = datasets.load_from_disk(path)
-        if {"source", "targets"} <= set(pairs["train"].column_names):
-            return pairs
-    except (FileNotFoundError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} is no folder of build_pairs.py (train with the columns source and targets)")

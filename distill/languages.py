@@ -9,7 +9,7 @@ import polars as pl
 from langcodes.data_dicts import LIKELY_SUBTAGS
 from langcodes.registry_parser import parse_registry
 
-from distill.folders import UserError
+from distill.command import UserError
 
 LETTER = r"\p{L}"
 # At the end of a name they name no language, though tsv, csv and txt are codes of some.

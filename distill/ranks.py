@@ -1,8 +1,10 @@
-"""What ranks do together: leave when one of them gets a signal, end when a disk is full for one of them."""
+"""What ranks do together: leave when one of them gets a signal, end when one of them meets a mistake or a full disk."""
 
 import errno
+import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +14,19 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
-from distill.folders import Stopped, UserError
+from distill.command import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Signals come to a process, so what is known of them belongs to the process.
-known = SimpleNamespace(signal=0, may_cut_short=False, group=None)
+# What belongs to the process, as signals do: the first signal, a mistake that the other ranks do not know of yet,
+# what the ranks last agreed on, and the group over which they do.
+known = SimpleNamespace(signal=0, mistake=None, stopping=False, group=None)
 
 
-class _CutShort(BaseException):
-    """Ends work that a signal may cut short; no `except Exception` of a library may take it."""
+class Interrupted(Exception):
+    """A signal has come between two pieces of work."""
 
 
 @contextmanager
@@ -36,13 +39,28 @@ def listening() -> Iterator[None]:
         signal.signal(number, _remember)
     try:
         yield
-        _end_groups()
-    except SystemExit:
-        _end_groups()
-        raise
     finally:
+        if not isinstance(sys.exc_info()[1], Exception):
+            _end_groups()
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _remember(number: int, frame) -> None:
+    known.signal = known.signal or number
+
+
+def ignore_signals(*_) -> None:
+    """For a process that works for a rank: the rank decides when it ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """End the processes that work for this one, which ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _end_groups() -> None:
@@ -55,29 +73,34 @@ def _end_groups() -> None:
         distributed.destroy_process_group()
 
 
-def _remember(number: int, frame) -> None:
-    first, known.signal = not known.signal, known.signal or number
-    if first and known.may_cut_short:
-        raise _CutShort
+def check_signal() -> None:
+    """Raise Interrupted, for `together` to take, where a signal has come: asked between two pieces of long work."""
+    if known.signal:
+        raise Interrupted
 
 
-def _agree(accelerator: Accelerator, disk_full: bool = False) -> tuple[bool, bool]:
-    """Whether any rank got a signal, and whether a disk is full for any: the same on all ranks, which must all ask.
+def agree(accelerator: Accelerator, interrupted: bool = False) -> bool:
+    """Whether any rank was interrupted: the same answer on all ranks, which must all ask.
 
+    Afterwards `stopping()` says on all of them whether any got a signal. UserError on all where any met a mistake.
     Over gloo, so that no rank waits for its GPU.
     """
-    numbers = torch.tensor([known.signal, disk_full])
+    numbers = torch.tensor([known.signal, interrupted, known.mistake is not None])
     if accelerator.num_processes > 1:
         known.group = known.group or distributed.new_group(backend="gloo")
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX, known.group)
-    agreed, disk_full = numbers.tolist()
-    known.signal = known.signal or agreed  # one that came while this rank waited is agreed on next time
-    return agreed != 0, bool(disk_full)
+    number, interrupted, mistaken = numbers.tolist()
+    if mistaken:
+        mistakes, known.mistake = gather_object([known.mistake]), None
+        raise UserError(next(filter(None, mistakes)))
+    known.signal = known.signal or number  # one that came while this rank waited is agreed on next time
+    known.stopping = number != 0
+    return bool(interrupted)
 
 
-def stop_agreed(accelerator: Accelerator) -> bool:
-    """Whether any rank got a signal: the same answer on all ranks, which must all ask."""
-    return _agree(accelerator)[0]
+def stopping() -> bool:
+    """Whether the ranks have agreed that a signal ends the run."""
+    return known.stopping
 
 
 def leave() -> NoReturn:
@@ -86,18 +109,47 @@ def leave() -> NoReturn:
     raise Stopped(f"stopped by {name}: the same command with --resume_from_checkpoint latest goes on")
 
 
-def on_first_rank(work: Callable, accelerator: Accelerator):
-    """The result of rank 0's `work()` on all ranks, which must all call this; or its UserError, raised on all."""
-    found = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [work()]
-        except UserError as error:
-            found = [error]
+@contextmanager
+def noting_mistakes(folder: Path | None = None) -> Iterator[None]:
+    """Keep a UserError of this rank alone for the next agreement, and a disk of `folder` that is full."""
+    try:
+        yield
+    except UserError as error:
+        known.mistake = str(error)
+    except Exception as error:
+        if isinstance(error, Interrupted) or folder is None or not disk_is_full(folder):
+            raise
+        known.mistake = f"the disk of {folder} is full: free some of it and add --resume_from_checkpoint latest"
+
+
+def together(work: Callable, accelerator: Accelerator, folder: Path | None = None):
+    """The result of `work()`, this rank's own part, when it is done on all ranks, which must all call this.
+
+    Raises on all of them what any meets: UserError for a mistake, or where `work` writes to `folder` and its disk is
+    full; Stopped where work was interrupted.
+    """
+    result, interrupted = None, False
+    try:
+        with noting_mistakes(folder):
+            result = work()
+    except Interrupted:
+        interrupted = True
+    if agree(accelerator, interrupted):
+        leave()
+    return result
+
+
+def on_first_rank(work: Callable, accelerator: Accelerator, folder: Path | None = None):
+    """The result of rank 0's `work()` on all ranks, which must all call this; raises what `together` raises."""
+    found = [together(lambda: work() if accelerator.is_main_process else None, accelerator, folder)]
     broadcast_object_list(found)
-    if isinstance(found[0], UserError):
-        raise found[0]
     return found[0]
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """UserError where the launcher started processes that know nothing of each other."""
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+        raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
 
 
 def disk_is_full(folder: Path) -> bool:
@@ -109,31 +161,3 @@ def disk_is_full(folder: Path) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return False
-
-
-def together(work: Callable, accelerator: Accelerator, folder: Path | None = None, cut_short: bool = True):
-    """The result of `work()`, this rank's own part, when it is done on all ranks, which must all call this.
-
-    A signal to any rank cuts work short, unless that is not allowed, and raises Stopped on all of them. Where
-    `work` writes to `folder` and its disk is full for any rank, all raise UserError.
-    """
-    result, disk_full = None, False
-    try:
-        try:
-            known.may_cut_short = cut_short
-            if not (cut_short and known.signal):
-                result = work()
-        finally:
-            known.may_cut_short = False
-    except _CutShort:
-        pass
-    except Exception:
-        if folder is None or not disk_is_full(folder):
-            raise
-        disk_full = True
-    stopping, disk_full = _agree(accelerator, disk_full)
-    if disk_full:
-        raise UserError(f"the disk of {folder} is full: free some of it and add --resume_from_checkpoint latest")
-    if stopping and cut_short:
-        leave()
-    return result

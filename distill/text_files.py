@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from distill.folders import UserError, expand_languages
+from distill.command import UserError
 
 BLOCK = 1 << 23  # bytes of text at a time
 MAX_LINE = 1 << 26  # a file without line ends is no corpus: stop before it fills the memory
@@ -22,6 +23,14 @@ OPENERS = {
     # Arrow's own, because zstandard's reader takes a truncated file for a whole one.
     ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
 }
+
+
+def expand_languages(spec: str) -> dict[str, str]:
+    """'x.{en,it}.gz' -> {'en': 'x.en.gz', 'it': 'x.it.gz'}: the files of a brace path by language."""
+    match = re.search(r"\{([^{}]+)\}", spec)
+    if match is None:
+        raise UserError(f"{spec} names no languages: write them in quoted braces, as in 'stsb-{{en,it}}-test.csv'")
+    return {lang: spec[: match.start()] + lang + spec[match.end() :] for lang in match[1].split(",")}
 
 
 @contextmanager

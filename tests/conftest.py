@@ -16,20 +16,21 @@ from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / os.environ.get("DATA", "../shared/data")
+DATA = ROOT / os.environ.get("DATA", "data")
 SAMPLES = ROOT / "samples"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
+
 import train_distill  # noqa: E402
 from build_pairs import build_parser as pairs_parser  # noqa: E402
 from build_pairs import main as build_pairs  # noqa: E402
 from build_student import build_parser as student_parser  # noqa: E402
-from distill import ranks as agreement  # noqa: E402
+from distill import ranks  # noqa: E402
+from distill.command import run  # noqa: E402
 from distill.encoder.sentence_encoder import SentenceEncoder  # noqa: E402
-from distill.folders import run  # noqa: E402
 from distill.training import checkpoints  # noqa: E402
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real corpora are not at DATA")
@@ -104,8 +105,8 @@ def fresh_process():
     """What belongs to a process, accelerate's state and that of signals; each test starts without."""
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
-    agreement.known.signal = 0
-    handlers = {number: signal.getsignal(number) for number in agreement.SIGNALS}
+    ranks.known.signal, ranks.known.mistake, ranks.known.stopping = 0, None, False
+    handlers = {number: signal.getsignal(number) for number in ranks.SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -142,9 +143,9 @@ def launch(program: str, *options: str, processes: int = 2, config: tuple[str, .
 
 def train(*options: str) -> int:
     """Run the trainer in this process; its exit code."""
-    agreement.known.signal = 0
+    ranks.known.signal = 0
     try:
-        with agreement.listening():
+        with ranks.listening():
             run(train_distill.main, train_distill.build_parser().parse_args(options))
     except SystemExit as end:
         return end.code
@@ -171,7 +172,7 @@ FAULTY = """
 import os, signal, sys
 import train_distill
 from benchmarks.kill_and_resume import acting_in, owner_of
-from distill.folders import run
+from distill.command import run
 
 rank, fault, place, call, *options = sys.argv[1:]
 

@@ -65,13 +65,13 @@ def test_fsdp2_in_processes_on_a_cpu(options, tmp_path, fsdp_on_cpu):
     """Sharded for real: equal to one process, and resumed from sharded checkpoints after a signal."""
     assert train(*options, *folders(tmp_path / "one")) == 0
     file = ("accelerate_configs/fsdp2.yaml", "--main_process_port", "0", "--mixed_precision")
-    fault = ("1", str(int(signal.SIGTERM)), "distill.training.watching.Losses.add", "7")
+    fault = ("1", str(int(signal.SIGTERM)), "distill.training.watching.Tally.add", "7")
     code, _, errors = launch(fsdp_on_cpu, *fault, *options, *folders(tmp_path), config=(*file, "no"))
     assert code == STOPPED, errors
     assert checkpoint_steps(tmp_path) == [5, 7]
     shards = {path.name for path in (tmp_path / "run/checkpoint-7/pytorch_model_fsdp_0").iterdir()}
     assert {"__0_0.distcp", "__1_0.distcp"} <= shards, "each rank saves its part"
-    none = ("none", "0", "train_distill.add_gradients", "0")
+    none = ("none", "0", "train_distill.distillation_loss", "0")
     resumed = (*options, *folders(tmp_path), "--resume_from_checkpoint", "latest")
     code, said, errors = launch(fsdp_on_cpu, *none, *resumed, config=(*file, "no"))
     assert code == 0, errors
@@ -86,7 +86,7 @@ def test_fsdp2_in_bf16_with_a_new_layer(options, tmp_path, fsdp_on_cpu):
     """The layer starts as it does in one process; the loss is that of fp32 vectors."""
     options = [*options, "--projection"]
     assert train(*options, *folders(tmp_path / "one")) == 0
-    given = ("none", "0", "train_distill.add_gradients", "0", *options, *folders(tmp_path))
+    given = ("none", "0", "train_distill.distillation_loss", "0", *options, *folders(tmp_path))
     code, _, errors = launch(fsdp_on_cpu, *given, config=("accelerate_configs/fsdp2.yaml", "--main_process_port", "0"))
     assert code == 0, errors
     np.testing.assert_allclose(losses(tmp_path), losses(tmp_path / "one"), rtol=0.03)

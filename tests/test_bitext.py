@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT
 from sentence_transformers.sentence_transformer.evaluation import TranslationEvaluator
 
-from distill.folders import UserError, load_pairs
+from distill.command import UserError
+from distill.pairs.pairs_folder import load_pairs
 from distill.scoring.bitext import nearest_neighbours, negative_mse, read_bitext, translation_accuracy, translation_hits
 
 

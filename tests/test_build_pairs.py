@@ -20,13 +20,14 @@ import pyarrow as pa
 import pytest
 
 import build_pairs
-from distill.folders import UserError, replaced_folder
+from distill.command import UserError
+from distill.folders import replaced_folder
 from distill.languages import LETTER, languages_of_name, script_pattern, standard_tag
 from distill.pairs import cleaning, hash_order
 from distill.pairs.readers import read_corpus
 
 ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("DATA", ROOT / "../shared/data"))
+DATA = Path(os.environ.get("DATA", ROOT / "data"))
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real corpora are not at {DATA}")
 
 ENGLISH = ["A dog runs.", "The sun is hot.", "We eat bread."]
@@ -535,7 +536,7 @@ def test_on_disk_as_in_memory(tmp_path, monkeypatch):
 
 
 def test_record_batches_do_not_depend_on_the_calls(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_pairs, "BATCH", 7)
+    monkeypatch.setattr("distill.pairs.pairs_folder.BATCH", 7)
     monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (3000,))
     split = build(tmp_path, many(tmp_path))["splits"]["train"]
     assert [len(chunk) for chunk in split.data.column("source").chunks] == [7] * 57 + [1]

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 import build_pairs
-from distill.folders import UserError
+from distill.command import UserError
 
 ROOT = Path(__file__).parent.parent
 GOOD = "".join(f"Sentence number {i}.\tFrase numero {i}.\n" for i in range(2000)).encode()
@@ -260,11 +260,7 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path):
     "name, content, message",
     [
         ("no.csv", None, "no.csv does not exist"),
-        (
-            "sts.csv",
-            b"one column\n",
-            "sts.csv, line 1: expected sentence1,sentence2,score",
-        ),
+        ("sts.csv", b"one column\n", "sts.csv, line 1: expected sentence1,sentence2,score"),
         ("sts.csv", b"A.,B.,1\nA.,\xe8,1\n", "sts.csv, line 2 is not UTF-8"),
         ("sts.csv", b"a," + b"b" * 200_000, "sts.csv, line 1 is no CSV"),
         ("test.txt", b"\n", "test.txt holds no sentence to exclude"),

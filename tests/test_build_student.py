@@ -24,11 +24,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from build_student import build_parser, main, sentences, train_tokenizer
+from build_student import build_parser, main
+from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import load_pairs, run
+from distill.pairs.pairs_folder import load_pairs, sentences
 from distill.students.alignment import aligned_tokens, start_from_alignments
-from distill.students.trim import plain_texts, start_embeddings
+from distill.students.graft import plain_texts, start_embeddings, train_tokenizer
 
 
 def graft(teacher, pairs, output, *more):

@@ -12,16 +12,9 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import BertTokenizer, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaModel
 
-from distill.encoder.sentence_encoder import (
-    POOLINGS,
-    SentenceEncoder,
-    pack,
-    packed_batches,
-    pad,
-    padded_batches,
-    set_matmul_precision,
-)
-from distill.folders import UserError
+from distill.command import UserError
+from distill.encoder.packing import pack, packed_batches, pad, padded_batches
+from distill.encoder.sentence_encoder import POOLINGS, SentenceEncoder, set_matmul_precision
 
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
 

@@ -20,8 +20,8 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 
 import train_distill
+from distill.command import UserError, run
 from distill.encoder.sentence_encoder import set_matmul_precision
-from distill.folders import UserError, run
 from distill.scoring.metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
 from distill.scoring.sts import StsSet, read_sts
 from eval_sts import build_parser, main, named_models
@@ -231,8 +231,8 @@ def test_several_models_tables_and_files(tmp_path, teacher, model, capsys):
     report = (tmp_path / "scores/report.md").read_text()
     assert f"{100 * new['sts']['en-it']['spearman_cosine']:.1f} [" in report and "| new minus old" in report
     pictures = {path.name for path in (tmp_path / "scores").glob("*.png")}
-    assert pictures == {"heatmap-old.png", "heatmap-new.png", "heatmap-new-minus-old.png"}
-    assert len(np.unique(imread(tmp_path / "scores/heatmap-new.png").reshape(-1, 4), axis=0)) > 20
+    assert pictures == {"heatmaps.png", "gains.png"}
+    assert len(np.unique(imread(tmp_path / "scores/heatmaps.png").reshape(-1, 4), axis=0)) > 20
 
 
 def test_the_seed_decides_the_intervals_and_nothing_else(tmp_path, model):

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import ModernBertConfig, ModernBertModel
 
 import train_distill
+from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import UserError
 from distill.scoring import export
 from distill.scoring.export import set_title
 from eval_sts import build_parser, main

@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import graphlib
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -29,7 +31,7 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 def test_every_option_is_read(name):
     script = (ROOT / f"{name}.py").read_text().replace("args.json", "")
     read = set(re.findall(r"\bargs\.(\w+)", script))
-    assert options(importlib.import_module(name).build_parser()) == read
+    assert options(importlib.import_module(name).build_parser()) == read - {"command_line"}
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "build_student audit", "build_student trim", "build_student graft"])
@@ -65,7 +67,7 @@ def test_a_number_out_of_range_is_refused(capsys, command, option, lowest):
 def commands() -> list[tuple[str, str]]:
     """Every command for one of the scripts in docstrings, README and shell scripts, with where it stands."""
     found = []
-    patterns = ("*.py", "*.md", "runs/*.sh", "benchmarks/*.py", "benchmarks/*.md")
+    patterns = ("*.py", "*.md", "docs/*.md", "runs/*.sh", "runs/*.py", "benchmarks/*.py", "benchmarks/*.md")
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
@@ -87,12 +89,53 @@ def test_written_commands_parse(place, command):
     importlib.import_module(words[at].removesuffix(".py").replace("/", ".")).build_parser().parse_args(words[at + 1 :])
 
 
-def test_scripts_do_not_import_the_peer():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("distill/**/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.startswith("sentence_transformers") for name in names), path.name
+# Each may import from those before it, and from the rooms that stand beside the wings.
+WINGS = ["pairs", "encoder", "students", "scoring", "training"]
+ROOMS = [path for path in ROOT.glob("distill/**/*.py") if path.stem != "__init__"]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def wing(module: str) -> int:
+    """How high a module of the package stands: -1 for the rooms beside the wings."""
+    return WINGS.index(module.split(".")[1]) if module.count(".") > 1 else -1
+
+
+def test_scripts_and_package_do_not_import_the_peer():
+    for path in [*ROOT.glob("*.py"), *ROOMS]:
+        assert not any(name.startswith("sentence_transformers") for name in imports(path)), path.name
+
+
+def test_a_room_imports_from_its_own_wing_or_below_and_no_script():
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOMS}
+    assert {name.split(".")[1] for name in modules if name.count(".") > 1} == set(WINGS)
+    needs = {name: imports(path) & set(modules) for name, path in modules.items()}
+    for name, path in modules.items():
+        assert not imports(path) & scripts, f"{name} imports a script"
+        above = [other for other in needs[name] if wing(other) > wing(name)]
+        assert not above, f"{name} imports {above} from a wing above"
+    list(graphlib.TopologicalSorter(needs).static_order())  # CycleError where they go in a circle
+
+
+def test_rooms_and_scripts_are_short():
+    for path in [*ROOT.glob("*.py"), *ROOMS]:
+        assert len(path.read_text().splitlines()) <= 400, path.name
+    main = next(
+        node for node in ast.parse((ROOT / "train_distill.py").read_text()).body if getattr(node, "name", "") == "main"
+    )
+    [loop] = [node for node in main.body if isinstance(node, ast.While)]
+    assert loop.end_lineno - loop.lineno + 1 <= 40, "the trainer's loop stands in main and can be read at once"
 
 
 def test_requirements_are_pinned_exactly():

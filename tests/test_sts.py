@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from conftest import SAMPLES
 
-from distill.folders import UserError
+from distill.command import UserError
 from distill.scoring.sts import read_sts, split_pairs
 
 GOOD = "a,b,1.0\nc,d,2.5\ne,f,4\n"

@@ -21,10 +21,14 @@ from transformers import (
 )
 
 import build_student
-from build_student import build_parser, main, train_tokenizer
-from distill.encoder.sentence_encoder import SentenceEncoder, save_tokenizer
-from distill.folders import UserError, load_pairs, run
-from distill.students.trim import audit, kept_tokens, tokenizer_content, trimmed_tokenizer, worst_words
+from build_student import build_parser, main
+from distill.command import UserError, run
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.encoder.tokenizer import save_tokenizer, tokenizer_content
+from distill.pairs.pairs_folder import load_pairs
+from distill.students.audit import audit, worst_words
+from distill.students.graft import train_tokenizer
+from distill.students.trim import kept_tokens, trimmed_tokenizer
 
 TEXTS = {
     "en": ["I love plants.", "The dog sleeps under the table.", "Everyone reads a book about the sea."],

@@ -1,14 +1,21 @@
 """The parts of a sentence-transformers folder, of any of its versions: where it is, its pooling, its Dense layers."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers.utils import logging
 
-from distill.folders import UserError, read_json, write_json
+from distill.command import UserError
+from distill.folders import read_json, write_json
+
+logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
 
 # The keys of 1_Pooling/config.json, in the order in which sentence-transformers concatenates poolings.
 POOLING_KEYS = {
@@ -39,6 +46,47 @@ def find_folder(name_or_path: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name_or_path} is neither a model folder nor a hub id within reach: {reason}") from error
+
+
+@contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Turn whatever the libraries raise on damaged files into a UserError: the failure, and why."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
+        raise UserError(f"{failure}: {reason}") from error
+
+
+def read_transformer(folder: Path) -> nn.Module:
+    """A transformer in fp32; of T5 and its kin the encoder.
+
+    UserError where the folder lacks weights, which transformers would make up. A pooler's are not needed: no
+    sentence vector comes from it.
+    """
+    t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "mt5", "umt5")
+    automatic = AutoModelForTextEncoding if t5 else AutoModel
+    transformer, found = automatic.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save it anew")
+    return transformer
+
+
+def position_table(transformer) -> tuple[str, nn.Embedding] | None:
+    """Name and table of learned positions, None where a model has none."""
+    tables = ((name, module) for name, module in transformer.named_modules() if name.endswith("position_embeddings"))
+    return next(((name, table) for name, table in tables if isinstance(table, nn.Embedding)), None)
+
+
+def longest_input(transformer) -> int:
+    """The most tokens that a model has positions for. RoBERTa and its kin number them from behind the padding's id."""
+    longest = getattr(transformer.config, "max_position_embeddings", 10**6)
+    _, table = position_table(transformer) or (None, None)
+    if table is None:
+        return longest
+    return min(longest, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
 def read_pooling(path: Path) -> str:

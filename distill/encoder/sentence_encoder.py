@@ -1,8 +1,5 @@
 """The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
 
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +9,23 @@ from accelerate.utils import gather_object
 from tokenizers import normalizers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
+
+from distill.command import UserError
+from distill.encoder.model_folder import (
+    find_folder,
+    loading,
+    longest_input,
+    position_table,
+    read_dense,
+    read_pooling,
+    read_transformer,
+    write_dense,
+    write_pooling,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.utils import logging
-
-from distill.encoder.model_folder import find_folder, read_dense, read_pooling, write_dense, write_pooling
-from distill.folders import UserError, read_json, write_json
-from distill.ranks import together
-
-logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
+from distill.encoder.packing import PACKABLE, pack, packed_batches, pad, padded_batches, to_device
+from distill.encoder.tokenizer import read_tokenizer, save_tokenizer, tokenize
+from distill.folders import read_json, write_json
+from distill.ranks import check_signal, together
 
 
 def set_matmul_precision(device: torch.device, allow_tf32: bool = False) -> None:
@@ -44,117 +41,6 @@ def set_matmul_precision(device: torch.device, allow_tf32: bool = False) -> None
         has = torch.cpu.get_capabilities()
         onednn = has.get("avx512_f", False) and not has.get("amx_tile", False)
         torch.set_float32_matmul_precision("medium" if onednn else "highest")
-
-
-def tokenize(tokenizer, sentences: list[str], max_seq_length: int) -> list[list[int]]:
-    """Token ids of each sentence with its special tokens, cut at `max_seq_length`, not padded."""
-    if not sentences:
-        return []
-    return tokenizer(
-        sentences,
-        truncation=True,
-        max_length=max_seq_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-
-
-def packed_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Cut sequences, longest first, into batches of at most `max_tokens` tokens (or one sequence)."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    starts, tokens = [], max_tokens
-    for place, length in enumerate(np.asarray(lengths)[order]):
-        if tokens + length > max_tokens:
-            starts.append(place)
-            tokens = 0
-        tokens += length
-    return np.split(order, starts[1:])
-
-
-def padded_batches(lengths: np.ndarray, max_tokens: int, batch_cost: int = 256) -> list[np.ndarray]:
-    """Cut sequences, longest first, into batches of at most `max_tokens` padded tokens (or one sequence).
-
-    Of all cuts of the sorted sequences the one with the least sum of padded tokens, where each batch costs
-    `batch_cost` tokens more: by dynamic programming over the places where a batch may start. Longest first,
-    memory runs out at once or never.
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    cost, begin = np.full(len(order) + 1, np.inf), np.zeros(len(order) + 1, dtype=int)
-    cost[0] = 0
-    for start, length in enumerate(np.asarray(lengths)[order]):
-        sizes = np.arange(1, min(max(1, max_tokens // length), len(order) - start) + 1)
-        through = cost[start] + batch_cost + sizes * length
-        better = through < cost[start + sizes]
-        cost[start + sizes[better]], begin[start + sizes[better]] = through[better], start
-    batches, stop = [], len(order)
-    while stop > 0:
-        batches.append(order[begin[stop] : stop])
-        stop = begin[stop]
-    return batches[::-1]
-
-
-def pad(sequences: list, pad_token_id: int) -> dict[str, Tensor]:
-    """Token id sequences to a model's `input_ids` and `attention_mask`, both (batch, longest) int64."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    real = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.full(real.shape, pad_token_id)
-    input_ids[real] = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
-    return {"input_ids": input_ids, "attention_mask": real.long()}
-
-
-def to_device(inputs: dict, device: torch.device) -> dict:
-    """Inputs with their tensors on the device. Only from pinned memory is a copy to a GPU one nobody waits for."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-    return {name: moved(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
-def pack(sequences: list, first_position: int) -> dict:
-    """Token id sequences one after another, (1, tokens), with their positions and the runs of equal lengths.
-
-    A run is (sequences, length): so many neighbours of the same length, which attention can take as one batch.
-    """
-    lengths = [len(sequence) for sequence in sequences]
-    positions = np.concatenate([np.arange(first_position, first_position + length) for length in lengths])
-    return {
-        "input_ids": torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None],
-        "position_ids": torch.from_numpy(positions)[None],
-        "runs": [(len(list(run)), length) for length, run in itertools.groupby(lengths)],
-    }
-
-
-def _packed_attention(module, query, key, value, attention_mask, runs=None, dropout=0.0, scaling=None, **kwargs):
-    """Attention within each of packed sentences; without `runs`, sdpa on padded ones.
-
-    query, key, value: (1, heads, tokens, width of a head). Split once and not sliced, so that backward writes
-    each gradient once. Written out: on a CPU torch's flash kernel takes several times as long for short sentences.
-    """
-    if runs is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    sizes = [count * length for count, length in runs]
-    parts = []
-    split = (x[0].split(sizes, dim=1) for x in (query * scaling, key, value))
-    for (count, length), *qkv in zip(runs, *split, strict=True):
-        # (heads, count * length, width) to (count, heads, length, width) and back
-        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv)
-        weights = nn.functional.dropout((q @ k.transpose(-1, -2)).softmax(-1), dropout)
-        parts.append((weights @ v).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
-
-
-def _packed_mask(*, attention_mask=None, **settings):
-    """Packed sentences need no mask."""
-    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **settings)
-
-
-AttentionInterface.register("packed", _packed_attention)
-AttentionMaskInterface.register("packed", _packed_mask)
-# Model types whose attention can be replaced by the one above; their own position ids are those of padded sentences.
-PACKABLE = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -174,55 +60,6 @@ POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask 
     "weightedmean": lambda tokens, mask: _mean(tokens, mask * mask.cumsum(1)),
     "lasttoken": _last,
 }
-
-
-@contextmanager
-def loading(failure: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on damaged files into a UserError: the failure, and why."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".: ")
-        raise UserError(f"{failure}: {reason}") from error
-
-
-def read_transformer(folder: Path) -> nn.Module:
-    """A transformer in fp32; of T5 and its kin the encoder.
-
-    UserError where the folder lacks weights, which transformers would make up. A pooler's are not needed: no
-    sentence vector comes from it.
-    """
-    t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "mt5", "umt5")
-    automatic = AutoModelForTextEncoding if t5 else AutoModel
-    transformer, found = automatic.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
-        raise UserError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save it anew")
-    return transformer
-
-
-def read_tokenizer(name_or_path: str | Path):
-    """A tokenizer; UserError where a folder has none, for which transformers makes up an empty one."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
-    return tokenizer
-
-
-def position_table(transformer) -> tuple[str, nn.Embedding] | None:
-    """Name and table of learned positions, None where a model has none."""
-    tables = ((name, module) for name, module in transformer.named_modules() if name.endswith("position_embeddings"))
-    return next(((name, table) for name, table in tables if isinstance(table, nn.Embedding)), None)
-
-
-def longest_input(transformer) -> int:
-    """The most tokens that a model has positions for. RoBERTa and its kin number them from behind the padding's id."""
-    longest = getattr(transformer.config, "max_position_embeddings", 10**6)
-    _, table = position_table(transformer) or (None, None)
-    if table is None:
-        return longest
-    return min(longest, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
 class SentenceEncoder(nn.Module):
@@ -363,12 +200,13 @@ class SentenceEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, sentences: list[str], max_tokens: int = 4096) -> np.ndarray:
-        """Vectors (len(sentences), dimension) float32, in the order given."""
+        """Vectors (len(sentences), dimension) float32, in the order given. Interrupted where a signal has come."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
         ids = tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         for batch in self.cut(np.array([len(i) for i in ids]), max_tokens):
+            check_signal()
             inputs = to_device(self.inputs([ids[i] for i in batch]), device)
             vectors[batch] = self(**inputs).float().cpu().numpy()
         self.train(training)
@@ -413,26 +251,6 @@ class SentenceEncoder(nn.Module):
                 "similarity_fn_name": self.similarity,
             },
         )
-
-
-def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
-    """Save a tokenizer so that transformers 4 opens it too.
-
-    It refuses the class name that 5 writes, and before 4.45 the merges of BPE as lists of two.
-    """
-    tokenizer.save_pretrained(folder)
-    content = read_json(folder / "tokenizer.json", {"model": {}})
-    merges = content["model"].get("merges", [])
-    if merges and not any(" " in token for merge in merges for token in merge):
-        content["model"]["merges"] = [" ".join(merge) for merge in merges]
-        write_json(folder / "tokenizer.json", content)
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, {})
-    config.pop("backend", None)
-    config["model_max_length"] = max_seq_length
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_json(path, config)
 
 
 def encode_on_all_ranks(

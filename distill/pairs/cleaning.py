@@ -1,15 +1,14 @@
 """Cleaning of sentence pairs: steps that mend a sentence, filters that drop a pair, each counted under its name."""
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
 
-from distill.folders import UserError, expand_languages
+from distill.command import UserError
 from distill.languages import LETTER, script_pattern
-from distill.pairs.readers import FORMATS, TABLES
-from distill.text_files import decode, text_blocks, text_lines
+from distill.pairs.readers import FORMATS, sentence_tables
+from distill.text_files import expand_languages, text_lines
 
 # Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
 # direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.
@@ -131,54 +130,30 @@ def fold(sentences: pl.Series) -> pl.Series:
 
 
 def read_excluded(specs: Iterable[str]) -> pl.Series:
-    """Every sentence of the evaluation files, folded: text with a sentence a line, or STS files.
+    """Every sentence of the evaluation files, folded: text with a sentence a line, or tables as in --sts.
 
-    A brace path names a file per language. Of an STS file the columns sentence1 and sentence2 are taken, of CSV without
-    a header the first two, of TSV every cell.
+    A brace path names a file per language. Of TSV every cell is taken.
     """
     sentences = []
     for spec in specs:
         for path in expand_languages(spec).values() if "{" in spec else [spec]:
-            suffixes = set(Path(path).suffixes)
-            kind = next((kind for kind in ("jsonl", "parquet") if suffixes & set(FORMATS[kind])), None)
-            if kind:
-                there = _table_sentences(path, kind)
-            else:
-                there = _sts_sentences(path) if ".csv" in suffixes else _plain_sentences(path)
-            if there.is_in(["", None], nulls_equal=True).all():
+            is_table = {".csv", *FORMATS["jsonl"], *FORMATS["parquet"]} & set(Path(path).suffixes)
+            there = [pl.Series([], dtype=pl.String), *(_table_sentences(path) if is_table else _plain_sentences(path))]
+            if (there := pl.concat(there)).is_in(["", None], nulls_equal=True).all():
                 raise UserError(f"{path} holds no sentence to exclude: check the file")
             sentences.append(fold(there))
     sentences = pl.concat(sentences).unique(maintain_order=True)
     return sentences.filter(sentences != "")
 
 
-def _plain_sentences(path: str) -> pl.Series:
+def _plain_sentences(path: str) -> Iterator[pl.Series]:
     """A sentence a line; in a TSV every cell."""
-    lines = [lines.str.split("\t").explode() if ".tsv" in path else lines for _, lines in text_lines(path)]
-    return pl.concat(lines) if lines else pl.Series([], dtype=pl.String)
+    for _, lines in text_lines(path):
+        yield lines.str.split("\t").explode() if ".tsv" in path else lines
 
 
-def _table_sentences(path: str, kind: str) -> pl.Series:
-    tables = []
-    for table in TABLES[kind](path):
-        if not {"sentence1", "sentence2"} <= set(table.columns):
+def _table_sentences(path: str) -> Iterator[pl.Series]:
+    for table in sentence_tables(path):
+        if len(table.columns) and not {"sentence1", "sentence2"} <= set(table.columns):
             raise UserError(f"{path} has the columns {', '.join(table.columns)}: expected sentence1 and sentence2")
-        tables += [table[name].cast(pl.String) for name in ("sentence1", "sentence2")]
-    return pl.concat(tables) if tables else pl.Series([], dtype=pl.String)
-
-
-def _sts_sentences(path: str) -> pl.Series:
-    text = "".join(decode(path, number, block) for number, block in text_blocks(path))
-    rows = csv.reader(text.splitlines(keepends=True))
-    sentences, places = [], (0, 1)
-    try:
-        for row in filter(None, rows):
-            if {"sentence1", "sentence2"} <= set(row):
-                places = (row.index("sentence1"), row.index("sentence2"))
-            elif len(row) <= max(places):
-                raise UserError(f"{path}, line {rows.line_num}: expected sentence1,sentence2,score, found {row}")
-            else:
-                sentences += [row[place] for place in places]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num} is no CSV ({error}): mend or remove it") from None
-    return pl.Series(sentences, dtype=pl.String)
+        yield from (table[name].cast(pl.String) for name in ("sentence1", "sentence2") if len(table))

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.folders import UserError, load_pairs, read_json
+from distill.command import UserError
+from distill.folders import read_json
 from distill.languages import required_tag
+from distill.pairs.pairs_folder import load_pairs
 from distill.text_files import read_aligned_lines
 
 BLOCK = 4096  # sentences of either side whose similarities are in memory at a time: 64 MB of fp32

@@ -1,8 +1,7 @@
 """A model to hand to others: a sentence-transformers folder with its scores, verified, and its model card."""
 
-import argparse
+import itertools
 import re
-import shlex
 from pathlib import Path
 
 import httpx
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
-import train_distill
+from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import UserError, read_json, write_json
+from distill.folders import read_json, write_json
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
@@ -55,7 +54,7 @@ def push(folder: str, repo_id: str) -> None:
 def training_of(path: str) -> dict | None:
     """How a student of train_distill.py was made, from what lies beside it; None for any other model."""
     given = read_json(Path(path) / "args.json", {})
-    if "teacher_model_name_or_path" not in given or "pairs_dir" not in given:
+    if not {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given):
         return None
     report = read_json(Path(given["pairs_dir"]) / "report.json", {})
     pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
@@ -66,18 +65,8 @@ def training_of(path: str) -> dict | None:
         "corpora": [corpus["corpus"] for corpus in report.get("corpora", [])],
         "pairs": pairs,
         "languages": [source, *pairs] if pairs else [],
-        "command": command_line("accelerate launch train_distill.py", train_distill.build_parser(), given),
+        "command": wrapped(given["command_line"]),
     }
-
-
-def command_line(script: str, parser: argparse.ArgumentParser, given: dict) -> str:
-    """The call of a script, without the options that have their defaults."""
-    words = [script]
-    for name, value in given.items():
-        if value != parser.get_default(name):
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            words.append(" ".join([f"--{name}", *(shlex.quote(str(one)) for one in values)]))
-    return " \\\n      ".join(words)
 
 
 def hub_id(name: str) -> str | None:
@@ -96,22 +85,18 @@ def evaluation_results(entry: dict, sets: list[StsSet], bitexts: list[Bitext]) -
     tasks.append(("translation", "Translation", "bitext", bitexts, ["mean_accuracy"]))
     results = []
     for task, task_name, kind, scored, metrics in tasks:
-        for one in scored:
-            for metric in metrics:
-                value = entry[kind][one.name][metric]
-                if value is not None:
-                    results.append(
-                        EvalResult(
-                            task_type=task,
-                            task_name=task_name,
-                            dataset_type=hub_id(re.split("[:@]", one.spec)[0]) or "unknown",
-                            dataset_name=f"{set_title(one.spec)} {one.name}",
-                            dataset_config=one.name,
-                            metric_type=metric,
-                            metric_name=metric.replace("_", " ").capitalize(),
-                            metric_value=value,
-                        )
-                    )
+        for one, metric in itertools.product(scored, metrics):
+            result = EvalResult(
+                task_type=task,
+                task_name=task_name,
+                dataset_type=hub_id(re.split("[:@]", one.spec)[0]) or "unknown",
+                dataset_name=f"{set_title(one.spec)} {one.name}",
+                dataset_config=one.name,
+                metric_type=metric,
+                metric_name=metric.replace("_", " ").capitalize(),
+                metric_value=entry[kind][one.name][metric],
+            )
+            results += [result] * (result.metric_value is not None)
     return results
 
 
@@ -167,5 +152,5 @@ def model_card(
         if training["pairs"]:
             counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
             parts.append(f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}.")
-        parts.append(f"    {training['command']}")
+        parts.append(training["command"])
     return "\n\n".join(parts) + "\n"

@@ -1,6 +1,7 @@
 """Scores for people: tables for the terminal, Markdown and CSV, heatmaps. All values x 100."""
 
 import csv
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -222,7 +223,7 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
     """Everything as Markdown."""
     entries = [entry for entry in scores["models"] if "error" not in entry]
     last = entries[-1]
-    lines = ["# Scores", "", f"    {command}", ""]
+    lines = ["# Scores", "", command, ""]
     for entry in scores["models"]:
         lines.append(
             f"- {entry['name']}: `{entry['path']}`" + (f", not scored: {entry['error']}" if "error" in entry else "")
@@ -261,48 +262,40 @@ def write_csv(path: Path, entries: list[dict]) -> None:
                             writer.writerow([entry["name"], task, name, metric, value, low, high, scores["n"]])
 
 
-def draw_heatmap(
-    path: Path, title: str, sets: list[StsSet], values: dict[str, float], marks: dict[str, str] | None
-) -> None:
-    """Values x 100 by the languages of both sentences; with `marks`, which stand after them, as a difference."""
-    panels = grids(sets)
+def draw_heatmaps(path: Path, sets: list[StsSet], columns: dict[str, dict[str, float]], marks: dict | None) -> None:
+    """Values x 100 by the languages of both sentences, by title and set: a column for each title, a row for each grid.
+
+    With `marks`, of the same shape, which stand after them, as differences.
+    """
+    panels, known = grids(sets), [v for values in columns.values() for v in values.values() if not np.isnan(v)]
     sizes = [0.9 + 0.45 * max(len(grid.languages), 4) for grid in panels]
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(sum(sizes) + 1, max(sizes) + 0.4),
-        width_ratios=sizes,
-        squeeze=False,
-        layout="constrained",
-    )
-    highest = max([1, *(abs(value) for value in values.values() if not np.isnan(value))])
-    lowest = min([0, *(value for value in values.values() if not np.isnan(value))])
-    low, high, colours, form = (lowest, 100, "viridis", ".0f") if marks is None else (-highest, highest, "RdBu", "+.0f")
-    for panel, grid in zip(axes[0], panels, strict=True):
+    shape, inches = (len(panels), len(columns)), (max(sizes) * len(columns) + 1, sum(sizes) + 0.4)
+    figure, axes = plt.subplots(*shape, figsize=inches, height_ratios=sizes, squeeze=False, layout="constrained")
+    most = max([1, *map(abs, known)])
+    low, high, colours, form = (min([0, *known]), 100, "viridis", ".0f") if not marks else (-most, most, "RdBu", "+.0f")
+    cells = itertools.product(panels, columns.items())
+    for panel, (grid, (title, values)) in zip(axes.flat, cells, strict=True):
         image = panel.imshow(grid.matrix(values), vmin=low, vmax=high, cmap=colours)
         panel.set_xticks(range(len(grid.languages)), grid.languages)
         panel.set_yticks(range(len(grid.languages)), grid.languages)
-        panel.set(title=grid.title, xlabel="sentence2", ylabel="sentence1")
+        panel.set(title=f"{grid.title} {title}".strip(), xlabel="sentence2", ylabel="sentence1")
         for (one, other), name in grid.names.items():
             red, green, blue, _ = image.cmap(image.norm(values[name]))
             colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
-            mark = (marks or {}).get(name, "")
+            mark = marks[title][name] if marks else ""
             text = "-" if np.isnan(values[name]) else f"{round(values[name]) + 0.0:{form}}{mark}"  # no -0
             place = grid.languages.index(other), grid.languages.index(one)
             panel.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.suptitle(title)
-    figure.colorbar(image, ax=axes, label="Spearman x 100" if marks is None else "difference x 100 (* p < 0.05)")
+    figure.colorbar(image, ax=axes, label="difference x 100 (* p < 0.05)" if marks else "Spearman x 100")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def draw_heatmaps(folder: Path, entries: list[dict], sets: list[StsSet]) -> None:
-    """One picture for each model, and one for what the last gained on each other."""
-    for entry in entries:
-        draw_heatmap(folder / f"heatmap-{entry['name']}.png", entry["name"], sets, spearman(entry), None)
-    last = entries[-1]
-    for other, compared in last.get("compared_with", {}).items():
-        values = {name: percent(test["difference"]) for name, test in compared["sts"].items()}
-        marks = {name: "*" * significant(test) for name, test in compared["sts"].items()}
-        title = f"{last['name']} minus {other}"
-        draw_heatmap(folder / f"heatmap-{title.replace(' ', '-')}.png", title, sets, values, marks)
+def draw_scores(folder: Path, entries: list[dict], sets: list[StsSet]) -> None:
+    """heatmaps.png of all models, and gains.png of what the last gained on each other."""
+    draw_heatmaps(folder / "heatmaps.png", sets, {entry["name"]: spearman(entry) for entry in entries}, None)
+    if compared := entries[-1].get("compared_with"):
+        tests = {f"{entries[-1]['name']} minus {other}": scores["sts"] for other, scores in compared.items()}
+        gains = {title: {name: percent(test["difference"]) for name, test in of.items()} for title, of in tests.items()}
+        marks = {title: {name: "*" * significant(test) for name, test in of.items()} for title, of in tests.items()}
+        draw_heatmaps(folder / "gains.png", sets, gains, marks)

@@ -1,23 +1,19 @@
 """Sets of graded sentence pairs (semantic textual similarity): from files or the hub, in one language or across two."""
 
-import csv
-import io
 import itertools
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from distill.folders import UserError, expand_languages
+from distill.command import UserError
 from distill.languages import required_tag
-from distill.pairs.readers import TABLES
-from distill.text_files import OPENERS, read_lines
+from distill.pairs.readers import sentence_tables
+from distill.text_files import expand_languages
 
 SCORE_COLUMNS = ("score", "similarity_score", "label")
-TABLE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 class StsSet(NamedTuple):
@@ -132,7 +128,7 @@ def _check_alignment(spec: str, tables: dict[str, pl.DataFrame]) -> None:
 
 def _read_table(path: str) -> pl.DataFrame:
     """The columns `sentence1`, `sentence2` (strings) and `score` (float64) of a file, saved folder or hub id."""
-    tables = list(_tables(path))
+    tables = list(sentence_tables(path))
     names = tables[0].columns if tables else []
     score = next((name for name in SCORE_COLUMNS if name in names), None)
     if score is None or not {"sentence1", "sentence2"} <= set(names):
@@ -145,33 +141,3 @@ def _read_table(path: str) -> pl.DataFrame:
     for row in numbers.is_null().arg_true():
         raise UserError(f"{path}, row {row + 1}: the score {table[score][row]!r} is no number: mend or remove the row")
     return table.select("sentence1", "sentence2", score=numbers)
-
-
-def _tables(path: str) -> Iterable[pl.DataFrame]:
-    suffix = next((suffix for suffix in reversed(Path(path).suffixes) if suffix not in OPENERS), None)
-    if suffix in (".csv", ".tsv") or (Path(path).is_file() and suffix not in TABLE_SUFFIXES):
-        return [_read_csv(path, "\t" if suffix == ".tsv" else ",")]
-    if suffix in TABLE_SUFFIXES:
-        return TABLES[TABLE_SUFFIXES[suffix]](path)
-    if (Path(path) / "state.json").is_file():
-        return TABLES["arrow"](path)
-    if Path(path.partition(":")[0]).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+([:@].*)?", path):
-        name, config, split = [*path.split(":"), "", ""][:3]
-        return TABLES["hub"](f"{name}:{config}:{split or 'test'}")
-    raise UserError(f"{path} does not exist: give .csv, .tsv, .jsonl, .parquet, a saved Arrow folder or a hub id")
-
-
-def _read_csv(path: str, delimiter: str) -> pl.DataFrame:
-    """A CSV of three columns, or of more under a header that names them; as TSV it has no quotes."""
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    try:
-        rows = list(csv.reader(io.StringIO("\n".join(read_lines(path))), delimiter=delimiter, quoting=quoting))
-    except csv.Error as error:
-        raise UserError(f"{path} is no sound table ({error}): mend it") from None
-    header = ["sentence1", "sentence2", "score"]
-    if rows and set(header[:2]) <= set(rows[0]):
-        header, *rows = rows
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise UserError(f"{path}, row {number}: expected {delimiter.join(header)}, found {row}")
-    return pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from distill.students.trim import token_ids
+from distill.encoder.tokenizer import token_ids
 
 CHUNK = 5000  # pairs at a time
 

@@ -1,124 +1,21 @@
-"""Vocabularies: what a tokenizer makes of a language, fewer tokens of it, and where new tokens' embeddings start."""
+"""Trim: a vocabulary cut to the tokens that corpora use, and the rows of a model that go with them."""
 
 import itertools
 import json
 import math
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from tabulate import tabulate
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch import nn
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from distill.folders import UserError
-
-# Thai, Lao, Tibetan, Burmese, Khmer, kana and Han: written without spaces between words.
-UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
-# Kana, Han and Hangul: one sign is a syllable or a word.
-SYLLABLES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
-PUNCTUATION = "".join(sign for sign in map(chr, range(1 << 16)) if unicodedata.category(sign)[0] == "P")
-MAX_UNKNOWN = 0.05  # share of unknown tokens from which on a tokenizer does not read a language
-# Tokens per sign from which on a tokenizer spells instead of reading: in letters, in syllables.
-SPELLED = (0.6, 1.5)
-SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
-
-
-# ---------------------------------------------------------------- what a tokenizer makes of a language
-
-
-def token_ids(tokenizer, sentences: list[str]) -> list[list[int]]:
-    """Token ids of each sentence without special tokens, cut by no length limit."""
-    if not sentences:
-        return []
-    return tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def audit(tokenizer, sentences: list[str], max_seq_length: int = 128) -> dict[str, int | float | str | None]:
-    """Figures of a tokenizer on sentences of one language, without special tokens and cut by no length limit.
-
-    `unknown_share`: unknown tokens among all; `tokens_per_word`: a word is what stands between spaces, so None for
-    text in a script without them; `tokens_per_character`: spaces are not counted; `cut_share`: sentences that have
-    more than `max_seq_length` tokens, with the special ones; `vocabulary_share`: tokens that occur, of all there are.
-    `verdict`: "reads"; "unknown" above `MAX_UNKNOWN`; "spells" above `SPELLED` tokens per character, the limit of
-    a mixed text lying between the two.
-    """
-    ids = token_ids(tokenizer, sentences)
-    text = " ".join(sentences)
-    words, characters = len(text.split()), len("".join(text.split()))
-    tokens = max(sum(map(len, ids)), 1)
-    unknown_share = sum(sentence.count(tokenizer.unk_token_id) for sentence in ids) / tokens
-    letters, syllables = SPELLED
-    limit = letters + (syllables - letters) * len(SYLLABLES.findall(text)) / characters
-    too_many = "spells" if tokens / characters > limit else "reads"
-    room = max_seq_length - tokenizer.num_special_tokens_to_add()
-    return {
-        "sentences": len(sentences),
-        "unknown_share": unknown_share,
-        "tokens_per_word": None if len(UNSPACED.findall(text)) > characters / 2 else tokens / words,
-        "tokens_per_character": tokens / characters,
-        "cut_share": sum(len(sentence) > room for sentence in ids) / len(sentences),
-        "vocabulary_share": len(set().union(*ids)) / len(tokenizer),
-        "verdict": "unknown" if unknown_share > MAX_UNKNOWN else too_many,
-    }
-
-
-def worst_words(tokenizer, sentences: list[str], most: int = 20) -> list[dict]:
-    """The words that cost most over all sentences: first by their unknown tokens, then by all tokens but one each.
-
-    Words stand between spaces, punctuation left out; in scripts without spaces every character is one.
-    """
-    counts = Counter()
-    for sentence in sentences:
-        unspaced = len(UNSPACED.findall(sentence)) > len(sentence) / 2
-        counts.update(word.strip(PUNCTUATION) for word in (sentence if unspaced else sentence.split()))
-    del counts[""], counts[" "]
-    # A space before it, because byte-level tokenizers tell a word at the beginning of a text from others.
-    words = list(counts)
-    ids = token_ids(tokenizer, [f" {word}" for word in words])
-    found = [
-        {
-            "word": word,
-            "occurrences": counts[word],
-            "tokens": tokenizer.convert_ids_to_tokens(pieces),
-            "unknown": pieces.count(tokenizer.unk_token_id),
-        }
-        for word, pieces in zip(words, ids, strict=True)
-    ]
-    found = [word for word in found if word["unknown"] or len(word["tokens"]) > 1]
-    found.sort(key=lambda w: (-w["unknown"] * w["occurrences"], (1 - len(w["tokens"])) * w["occurrences"], w["word"]))
-    return found[:most]
-
-
-def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
-    """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
-
-    `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens
-    are unknown, unless `allow_unknown`.
-    """
-    table = {"source": audit(tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
-    for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
-        listed = [target for targets in dataset[rows]["targets"] for target in targets]
-        table[language] = audit(tokenizer, [t["sentence"] for t in listed if t["language"] == language])
-    unread = [
-        f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
-    ]
-    if unread and not allow_unknown:
-        raise UserError(
-            f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
-            "these languages, make one (build_student.py graft), or add --allow_unknown_tokens"
-        )
-    lines = [
-        (name, f"{row['unknown_share']:.1%}", row["tokens_per_word"], row["tokens_per_character"])
-        for name, row in table.items()
-    ]
-    headers = ["the student reads", "unknown", "tokens per word", "per character"]
-    return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
-
+from distill.command import UserError
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.encoder.tokenizer import set_token_ids, token_ids, tokenizer_content
 
 # ---------------------------------------------------------------- fewer tokens
 
@@ -130,17 +27,6 @@ def count_tokens(tokenizer, batches: Iterable[tuple[str, list[str]]]) -> dict[st
         ids = np.fromiter(itertools.chain.from_iterable(token_ids(tokenizer, sentences)), np.int64)
         counts[language] = counts.get(language, 0) + np.bincount(ids, minlength=size)
     return counts
-
-
-def tokenizer_content(tokenizer) -> dict:
-    """What tokenizer.json holds, without the truncation and padding of the last call; UserError for other kinds."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "slow"}}
-    if content["model"]["type"] not in ("Unigram", "BPE", "WordPiece"):
-        raise UserError(
-            f"{tokenizer.name_or_path} has a tokenizer of kind {content['model']['type']}: only fast Unigram, BPE and "
-            "WordPiece tokenizers are supported"
-        )
-    return content | {"truncation": None, "padding": None}
 
 
 def _pieces(model: dict) -> dict[str, int]:
@@ -269,43 +155,71 @@ def _token_layers(model) -> list[nn.Module]:
     return [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
 
 
-def set_token_ids(config, tokenizer) -> None:
-    """Have a model's configuration name the tokenizer's special tokens."""
-    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
-        if hasattr(config, f"{name}_token_id"):
-            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+def model_with_head(encoder: SentenceEncoder):
+    """The encoder's transformer, or, where its folder holds one, the masked language model around it."""
+    architectures = encoder.transformer.config.architectures or [""]
+    if not architectures[0].endswith("ForMaskedLM"):
+        return encoder.transformer
+    model = AutoModelForMaskedLM.from_pretrained(encoder.transformer.name_or_path, dtype=encoder.transformer.dtype)
+    encoder.transformer = model.base_model
+    return model
 
 
-# ---------------------------------------------------------------- where new tokens' embeddings start
+def size(model) -> dict[str, int]:
+    parameters = list(model.parameters())  # tied ones once
+    return {
+        "tokens": len(model.get_input_embeddings().weight),
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
 
 
-def plain_texts(tokenizer) -> dict[int, str]:
-    """What each token stands for in a text, with a space before it where it begins a word."""
-    content = tokenizer_content(tokenizer)
-    model, byte_level = content["model"], "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
-    texts = {}
-    for token, index in tokenizer.get_vocab().items():
-        if model["type"] == "WordPiece":
-            prefix = model["continuing_subword_prefix"]
-            texts[index] = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
-        else:
-            texts[index] = tokenizer.convert_tokens_to_string([token]) if byte_level else token.replace("▁", " ")
-    return texts
+def coverage_by_language(before: dict, after: dict, kept: np.ndarray, unknown: tuple[int | None, int | None]) -> dict:
+    """What trimming does to each language, from its token counts before and after.
 
-
-def start_embeddings(old: Tensor, old_tokenizer, new_tokenizer) -> Tensor:
-    """Embeddings (new vocabulary, width) from the old ones (old vocabulary, width).
-
-    A special token takes its old namesake's; any other the mean over its pieces in the old tokenizer, of which a
-    token that both have is the only one; one that has no known piece there the mean over all old embeddings.
+    `kept_share`: of the tokens that stood in the text before, those that are kept; `known_before`, `known_after`:
+    tokens that are not unknown; `tokens_ratio`: tokens after by tokens before.
     """
-    new = old.mean(0).repeat(max(new_tokenizer.get_vocab().values()) + 1, 1)
-    texts = plain_texts(new_tokenizer)
-    for index, pieces in zip(texts, token_ids(old_tokenizer, list(texts.values())), strict=True):
-        if pieces := [piece for piece in pieces if piece != old_tokenizer.unk_token_id]:
-            new[index] = old[pieces].mean(0)
-    for name in SPECIAL_TOKENS:
-        new_id, old_id = (getattr(t, f"{name}_token_id") for t in (new_tokenizer, old_tokenizer))
-        if None not in (new_id, old_id):
-            new[new_id] = old[old_id]
-    return new
+    report = {}
+    for language in before:
+        old, new = before[language], after[language]
+        unknown_old, unknown_new = (
+            0 if i is None else int(counts[i]) for i, counts in zip(unknown, (old, new), strict=True)
+        )
+        report[language] = {
+            "tokens": int(old.sum()),
+            "kept_share": float(old[kept].sum() / old.sum()),
+            "known_before": float(1 - unknown_old / old.sum()),
+            "known_after": float(1 - unknown_new / new.sum()),
+            "tokens_ratio": float(new.sum() / old.sum()),
+        }
+    return report
+
+
+def trim(
+    encoder: SentenceEncoder, corpora: Callable[[], Iterable[tuple[str, list]]], coverage: float, vocab_size: int | None
+) -> tuple[nn.Module, dict]:
+    """Cut an encoder's vocabulary to the tokens of the corpora, which are read twice.
+
+    Returns its transformer, in the masked language model that it has around it if any, and a report: sizes `before`
+    and `after`, `coverage_by_language`. UserError when what must stay is more than `vocab_size`.
+    """
+    model, full = model_with_head(encoder), encoder.tokenizer
+    content, before = tokenizer_content(full), count_tokens(full, corpora())
+    kept = kept_tokens(content, before, coverage, vocab_size)
+    encoder.tokenizer, report = trimmed_tokenizer(full, content, kept), {"before": size(model)}
+    keep_rows(model, kept)
+    set_token_ids(model.config, encoder.tokenizer)
+    after = count_tokens(encoder.tokenizer, corpora())
+    unknown = full.unk_token_id, encoder.tokenizer.unk_token_id
+    return model, report | {"after": size(model), "languages": coverage_by_language(before, after, kept, unknown)}
+
+
+def trim_table(languages: dict, form: str) -> str:
+    """What trimming does to each language, as a table in one of tabulate's forms."""
+    rows = [
+        (language, *(row if isinstance(row, int) else f"{row:.2%}" for row in entry.values()))
+        for language, entry in languages.items()
+    ]
+    headers = ["language", "tokens", "kept", "known before", "known after", "tokens after"]
+    return tabulate(rows, headers, tablefmt=form, colalign=["left", *["right"] * 5])

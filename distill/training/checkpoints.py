@@ -2,19 +2,19 @@
 
 import os
 import shutil
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from distill.folders import UserError, check_replaceable, exchange, read_json, write_json
-from distill.ranks import on_first_rank, together
-from distill.training.steps import fingerprint
+from distill.command import UserError
+from distill.folders import check_replaceable, exchange, read_json, write_json
+from distill.ranks import together
+from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
+SETTINGS = "settings.json"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -61,24 +61,48 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def new_state(order: str, options: dict, languages: int) -> dict:
-    """What a checkpoint holds beside weights, optimizer, schedule and random states, at the start of a run.
+@dataclass
+class Progress:
+    """What a run knows beside weights, optimizer, schedule and random states; registered for checkpointing."""
 
-    `order` and `options` are those that a run must go on with; `languages` is the number of target languages.
-    """
-    state = {"order": order, "options": options}
-    state |= {"step": 0, "evaluated": -1, "max_tokens": None}  # tokens of a forward, once memory has run out
-    state |= {"best_score": -1.0, "best_step": 0, "evaluations_since_best": 0}
-    # Of metrics.jsonl: how many lines it has; by rank, the sums of the next one so far, and its seconds.
-    return state | {"lines": 0, "unlogged": [np.zeros((2, 1 + languages)).tolist()], "seconds": 0.0}
+    step: int = 0
+    logged: int = 0  # the last step with a line in metrics.jsonl
+    evaluated: int = -1  # the last step with dev scores
+    saved: int = 0  # the last step with a checkpoint that knows all this
+    best_score: float = -1.0
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    max_tokens: int | None = None  # tokens of a forward, once memory has run out
+    lines: int = 0  # of metrics.jsonl
+    unlogged: list = field(default_factory=list)  # by rank, the sums of its next line so far
+
+    def judge(self, score: float) -> bool:
+        """Count the evaluation of this step; whether it is the best of a student that has been trained."""
+        self.evaluated, self.saved = self.step, min(self.saved, self.step - 1)
+        better = self.step > 0 and score > self.best_score
+        self.evaluations_since_best += self.step > 0
+        if better:
+            self.best_score, self.best_step, self.evaluations_since_best = score, self.step, 0
+        return better
+
+    def forget_best(self) -> None:
+        """Evaluate anew: the best student is not at hand."""
+        self.evaluated, self.best_score, self.best_step, self.evaluations_since_best = -1, -1.0, 0, 0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, limit: int) -> None:
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, settings: dict, limit: int) -> None:
     """Make checkpoint-{step}/ appear whole, then delete all others but the `limit` - 1 before it.
 
-    UserError when the disk is full; the checkpoints before are still there.
+    `settings` are those that a run must go on with. UserError when the disk is full; the checkpoints before are still
+    there.
     """
-    final = output_dir / f"checkpoint-{state['step']}"
+    final = output_dir / f"checkpoint-{step}"
     temporary = output_dir / f".{final.name}.tmp"
 
     def clear() -> None:
@@ -88,7 +112,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, lim
 
     def finish() -> None:
         if accelerator.is_main_process:
-            write_json(temporary / "trainer_state.json", state)
+            write_json(temporary / SETTINGS, settings)
             write_manifest(temporary)
             if not (final.exists() and exchange(temporary, final)):
                 shutil.rmtree(final, ignore_errors=True)
@@ -96,7 +120,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, lim
 
     try:
         for work in (clear, lambda: accelerator.save_state(str(temporary)), finish):
-            together(work, accelerator, output_dir, cut_short=False)
+            together(work, accelerator, output_dir)
     except UserError as error:
         clear()
         raise UserError(f"{final} is not saved, older ones are kept; {error}") from error
@@ -104,39 +128,30 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: dict, lim
     if accelerator.is_main_process:
         # Later ones are of a run that went back to an earlier checkpoint.
         found = checkpoints(output_dir)
-        older = [path for path in reversed(found) if step_of(path) < state["step"]]
+        older = [path for path in reversed(found) if step_of(path) < step]
         for path in {*found} - {final, *older[: limit - 1]}:
             shutil.rmtree(path)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, state: dict) -> dict:
-    """Bring all that the accelerator holds back to a checkpoint; returns its state.
-
-    UserError when it is of a run with other options, or another order of the pairs, than the new `state` has.
-    """
-    saved = read_json(checkpoint / "trainer_state.json", {})
-    for name, value in state["options"].items():
-        if saved["options"][name] != value:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
+    """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`."""
+    saved = read_json(checkpoint / SETTINGS, {})
+    for name, value in settings.items():
+        if saved[name] != value:
             raise UserError(
-                f"{checkpoint} was trained with --{name} {saved['options'][name]}, not {value}: give the same again, "
-                "or start a new run"
+                f"{checkpoint} was trained with {name} {saved[name]}, not {value}: give the same again, or start a new "
+                "run"
             )
-    if saved["order"] != state["order"]:
-        raise UserError(f"{checkpoint} was trained on other pairs, or with another tokenizer")
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
-    return saved
 
 
-def own_part(parts: list, accelerator: Accelerator) -> Tensor:
-    """A rank's own of numbers saved for each rank; all of them on rank 0 where the number of ranks has changed."""
-    parts = torch.tensor(parts, device=accelerator.device)
-    if len(parts) == accelerator.num_processes:
-        return parts[accelerator.process_index]
-    return parts.sum(0) * accelerator.is_main_process
+def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
+    """The checkpoint folder to resume from, None to start at step 0.
 
-
-def _find(resume_from: str | None, output_dir: Path) -> Path | None:
+    `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
+    None where `output_dir` holds a run; and when the student could not be written there.
+    """
     check_replaceable(output_dir / "student")
     if resume_from is None:
         if (output_dir / "args.json").exists():
@@ -146,8 +161,8 @@ def _find(resume_from: str | None, output_dir: Path) -> Path | None:
         *earlier, checkpoint = checkpoints(output_dir) or [None]
     else:
         earlier, checkpoint = [], Path(resume_from)
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise UserError(f"{resume_from} is no checkpoint: it has no trainer_state.json")
+        if not (checkpoint / SETTINGS).is_file():
+            raise UserError(f"{resume_from} is no checkpoint: it has no {SETTINGS}")
     lost = checkpoint and damage(checkpoint)
     if lost:
         whole = next((path for path in reversed(earlier) if damage(path) is None), None)
@@ -156,12 +171,3 @@ def _find(resume_from: str | None, output_dir: Path) -> Path | None:
             advice = f"to go on from the one before, --resume_from_checkpoint {whole}"
         raise UserError(f"{checkpoint} is damaged: {lost}; {advice}")
     return checkpoint
-
-
-def find_checkpoint(resume_from: str | None, output_dir: Path, accelerator: Accelerator) -> Path | None:
-    """The checkpoint folder to resume from, None to start at step 0, as rank 0 finds it.
-
-    `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
-    None where `output_dir` holds a run; and when the student could not be written there.
-    """
-    return on_first_rank(partial(_find, resume_from, output_dir), accelerator)

@@ -2,10 +2,8 @@
 
 import json
 import resource
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from tqdm import tqdm
 
+from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
-from distill.folders import UserError
-from distill.ranks import together
+from distill.ranks import noting_mistakes
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import similarities, sts_scores, unit
-from distill.training.steps import MicroBatch
+from distill.training.steps import RankStep
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -94,29 +93,31 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
 
 
 class Metrics:
-    """metrics.jsonl and the trackers: a line per logging step or evaluation.
+    """metrics.jsonl and the trackers: a line per logging step or evaluation; and the curves drawn from it.
 
     On resume the file is cut back to the `lines` that it had at the checkpoint.
     """
 
-    def __init__(self, path: Path, lines: int, accelerator: Accelerator):
-        self.path, self.accelerator, self.lines = path, accelerator, []
+    def __init__(self, output_dir: Path, lines: int, accelerator: Accelerator):
+        self.path, self.accelerator, self.lines = output_dir / "metrics.jsonl", accelerator, []
         if accelerator.is_main_process:
-            kept = path.read_text().splitlines()[:lines] if path.exists() else []
+            kept = self.path.read_text().splitlines()[:lines] if self.path.exists() else []
             self.lines = [json.loads(line) for line in kept]
-            temporary = path.with_suffix(".tmp")
+            temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.rename(path)
+            temporary.rename(self.path)
 
-    def write(self, line: dict) -> None:
-        self.accelerator.log(flat(line), step=line["step"])
-        together(partial(self._append, line), self.accelerator, self.path.parent, cut_short=False)
-
-    def _append(self, line: dict) -> None:
+    def write(self, step: int, content: dict) -> None:
+        """Add a line; after one of an evaluation draw the curves anew. The next agreement tells of a full disk."""
+        line = {"step": step} | content
+        self.accelerator.log(flat(line), step=step)
         if self.accelerator.is_main_process:
             self.lines.append(line)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with noting_mistakes(self.path.parent):
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                if "mean_accuracy" in line:
+                    plot_curves(self.lines, self.path.with_name("curves.png"))
 
 
 def flat(content: dict, prefix: str = "") -> dict:
@@ -127,22 +128,34 @@ def flat(content: dict, prefix: str = "") -> dict:
     return result
 
 
-class Losses:
-    """Every sentence's error since the last line of metrics.jsonl, on the device: no step waits for its loss.
+class Tally:
+    """The error of every sentence since the last line of metrics.jsonl, on the device: no step waits for its loss.
 
-    `before`, `seconds`: sums, as `sums()` gives them, and time that a run which was stopped had so far.
+    And what this process has done since it started. `unlogged`: by rank, the sums of a run that was cut.
     """
 
     def __init__(
-        self, languages: list[str], accelerator: Accelerator, before: Tensor | None = None, seconds: float = 0.0
+        self, dataset, languages: list[str], output_dir: Path, unlogged: list, bar: tqdm, accelerator: Accelerator
     ):
-        self.names, self.accelerator, self.steps = ["source", *languages], accelerator, []
-        self.since = time.perf_counter() - seconds
-        self.before = torch.zeros(2, len(self.names), device=accelerator.device) if before is None else before
+        self.dataset, self.names, self.output_dir, self.bar = dataset, ["source", *languages], output_dir, bar
+        self.accelerator, rank, world = accelerator, accelerator.process_index, accelerator.num_processes
+        parts = torch.tensor(unlogged, device=accelerator.device).reshape(len(unlogged), 2, len(self.names))
+        self.before = parts[rank::world].sum(0)  # a rank's own; shared out where the number of ranks has changed
+        self.steps, self.line_pairs, self.since = [], 0, None
+        self.seconds, self.pairs, self.tokens, self.padded = 0.0, 0, 0, 0
 
-    def add(self, step: int, batches: list[MicroBatch], errors: list[Tensor]) -> None:
-        """`errors`: what `add_gradients` gave for these micro-batches."""
-        self.steps += [(step, b.rows, b.languages, b.weights, e) for b, e in zip(batches, errors, strict=True)]
+    def start(self) -> None:
+        """Let time run for the next line: only that of steps counts."""
+        self.since = self.since or time.perf_counter()
+
+    def add(self, number: int, step: RankStep, errors: list[Tensor]) -> None:
+        """Count a step; `errors`: the weighted ones of each micro-batch."""
+        self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors)))
+        self.line_pairs += step.pairs
+        self.pairs += step.pairs
+        self.bar.update(step.pairs)
+        self.tokens += step.tokens
+        self.padded += sum(inputs["input_ids"].numel() for inputs in step.inputs)
 
     def sums(self) -> Tensor:
         """This rank's weighted errors and weights by language (0: the sources), (2, 1 + languages)."""
@@ -151,35 +164,38 @@ class Losses:
         languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
         return self.before.index_add(1, languages, torch.stack([errors, weights]))
 
-    @property
-    def seconds(self) -> float:
-        """Time spent in steps."""
-        return time.perf_counter() - self.since
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in this block is not spent in steps."""
-        start = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - start
+    def unlogged(self) -> list:
+        """The sums of every rank, for a checkpoint; UserError where they are no finite numbers."""
+        sums = gather_object([self.sums().tolist()])
+        return sums if np.isfinite(sums).all() else self.stop()
 
     def line(self) -> dict:
-        """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl."""
+        """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl.
+
+        UserError where the loss is no finite number.
+        """
         sums = self.accelerator.reduce(self.sums()).tolist()
+        if not np.isfinite(sums).all():
+            self.stop()
         by_language = dict(zip(self.names, zip(*sums, strict=True), strict=True))
         total_errors, total_weights = map(sum, sums)
+        self.bar.set_postfix(loss=f"{total_errors / total_weights:.2e}")
+        seconds = time.perf_counter() - self.since
+        speed = self.line_pairs / seconds
+        self.before, self.steps = torch.zeros_like(self.before), []
+        self.seconds, self.line_pairs, self.since = self.seconds + seconds, 0, None
         return {
             "loss": total_errors / total_weights,
             "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
-            "pairs_per_second": total_weights / 2 / self.seconds,
+            "pairs_per_second": speed,
         }
 
-    def stop(self, dataset, path: Path) -> NoReturn:
-        """End a run whose loss is not a finite number; the sentences of the first such step stand in `path`."""
-        bad = []
+    def stop(self) -> NoReturn:
+        """End a run whose loss is not a finite number; the sentences of the first such step stand in a file."""
+        bad, path = [], self.output_dir / "not_finite.jsonl"
         for step, rows, languages, _, errors in self.steps:
             for i in (~errors.isfinite()).nonzero().flatten().tolist():
-                row, language = dataset[int(rows[i])], self.names[int(languages[i])]
+                row, language = self.dataset[int(rows[i])], self.names[int(languages[i])]
                 sentences = [t["sentence"] for t in row["targets"] if t["language"] == language] or [row["source"]]
                 bad.append({"step": step, "row": int(rows[i]), "language": language, "sentences": sentences})
         bad = gather_object(bad)
@@ -191,49 +207,25 @@ class Losses:
             f"{path}; if it is most of a step, lower --learning_rate, or use bf16 in place of fp16"
         )
 
-
-class Meter:
-    """What this process has done since it started, for the summary."""
-
-    def __init__(self):
-        self.seconds, self.pairs, self.tokens, self.padded = 0.0, 0, 0, 0
-
-    def add(self, batches: list[MicroBatch], pairs: int) -> None:
-        self.pairs += pairs
-        self.tokens += sum(batch.tokens for batch in batches)
-        self.padded += sum(batch.inputs["input_ids"].numel() for batch in batches)
-
-    def summary(self, student: SentenceEncoder, accelerator: Accelerator) -> str:
-        """One sentence: speed, padding, share of the measured rate of matrix products, peak memory.
-
-        A token costs 6 operations for each weight of a linear layer, forward and backward (Kaplan et al. 2020,
-        arXiv 2001.08361); attention itself is left out.
-        """
-        weights = sum(m.weight.numel() for m in student.modules() if isinstance(m, torch.nn.Linear))
-        share = 6 * weights * self.tokens / self.seconds / matrix_product_rate(accelerator)
-        if accelerator.device.type == "cuda":
+    def summary(self) -> str:
+        """One sentence: speed, padding, peak memory of this process."""
+        if self.accelerator.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return (
             f"{self.pairs / self.seconds:.1f} pairs/s; on each process {self.tokens / self.seconds:.0f} tokens/s, "
-            f"{1 - self.tokens / self.padded:.1%} padding, {share:.0%} of its matrix products' rate, "
-            f"{peak:.2f} GB at the peak"
+            f"{1 - self.tokens / self.padded:.1%} padding, {peak:.2f} GB at the peak"
         )
 
 
-def matrix_product_rate(accelerator: Accelerator, size: int = 1024, repeats: int = 10) -> float:
-    """Operations per second of a product of square matrices, in the precision that training has."""
-
-    def now() -> float:
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    matrix = torch.randn(size, size, device=accelerator.device)
-    with accelerator.autocast():
-        matrix @ matrix
-        start = now()
-        for _ in range(repeats):
-            matrix @ matrix
-    return 2 * size**3 * repeats / (now() - start)
+def progress_bar(pairs: int, total: int, accelerator: Accelerator) -> tqdm:
+    """A bar of rank 0 that has come to `pairs` of `total`."""
+    return tqdm(
+        desc="training",
+        total=total,
+        initial=pairs,
+        unit=" pairs",
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # seconds; in a log file each update is a line
+    )

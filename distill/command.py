@@ -1,0 +1,72 @@
+"""What every command shares: its options and how they are shown, a user's errors, exit codes."""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are: no "(default: None)"."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A script's options, described by the first line of its docstring.
+
+    What it parses also says the command line, `command_line`: `launcher`, the script's name, and the words given.
+    """
+
+    def __init__(self, docstring: str = "", launcher: str = "python", script: str = "", **settings):
+        settings = {"description": docstring.partition("\n")[0], "formatter_class": _Help} | settings
+        super().__init__(**settings)
+        self.launched = f"{launcher} {Path(script).name}"
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        words = sys.argv[1:] if args is None else args
+        parsed = super().parse_args(words, namespace)
+        parsed.command_line = f"{self.launched} {shlex.join(words)}"
+        return parsed
+
+
+def wrapped(command_line: str) -> str:
+    """A command line as it is shown: four spaces before it, an option a line."""
+    return "    " + re.sub(r" (?=--\w)", " \\\\\n      ", command_line)
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an option that is a number from `lowest` on."""
+
+    def number(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text} is not {lowest} or more")
+        return int(text)
+
+    return number
+
+
+class UserError(Exception):
+    """A user's mistake, in one sentence: what is wrong, where, and what to do."""
+
+
+class Stopped(Exception):
+    """A signal has ended the run, nothing is lost: what to do to go on, in one sentence."""
+
+
+def run(main: Callable, args) -> None:
+    """Run a script's `main(args)` and exit: 2 after a `UserError`, 75 when `Stopped`, each said in one line.
+
+    75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
+    """
+    try:
+        main(args)
+    except (UserError, Stopped) as end:
+        mistake = isinstance(end, UserError)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{end}", file=sys.stderr)
+        sys.exit(2 if mistake else os.EX_TEMPFAIL)

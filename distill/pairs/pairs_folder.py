@@ -1,0 +1,171 @@
+"""A folder of pairs: an Arrow dataset with a row per source sentence, its views, its sentences by language."""
+
+import gzip
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from distill.command import UserError
+from distill.folders import read_json
+from distill.pairs.hash_order import starts_run
+from distill.text_files import expand_languages, text_lines
+
+GROUPED = pa.schema(
+    {"source": pa.string(), "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()}))}
+)
+FLAT = pa.schema({"source": pa.string(), "target": pa.string(), "language": pa.string()})
+BATCH = 10_000  # rows of an Arrow record batch on disk
+
+
+def load_pairs(path: str) -> datasets.DatasetDict:
+    """The folder that build_pairs.py wrote: splits with the columns `source` and `targets`."""
+    try:
+        pairs = datasets.load_from_disk(path)
+        if {"source", "targets"} <= set(pairs["train"].column_names):
+            return pairs
+    except (FileNotFoundError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is no folder of build_pairs.py (train with the columns source and targets)")
+
+
+def arrow_strings(column: pl.Series) -> pa.Array:
+    return column.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+
+
+def grouped(pairs: pl.DataFrame) -> pa.Table:
+    """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours."""
+    starts = starts_run(pairs, "source").arg_true().to_numpy()
+    offsets = pa.array(np.append(starts, len(pairs)), pa.int32())
+    columns = [arrow_strings(pairs[name]) for name in ("language", "target")]
+    targets = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, ["language", "sentence"]))
+    return pa.table([arrow_strings(pairs["source"].gather(starts)), targets], schema=GROUPED)
+
+
+def flat(pairs: pl.DataFrame) -> pa.Table:
+    """One row per pair."""
+    return pa.table([arrow_strings(pairs[name]) for name in FLAT.names], schema=FLAT)
+
+
+class ArrowFolder:
+    """A DatasetDict on disk, written in batches; pairs of a source sentence must come in one call."""
+
+    def __init__(
+        self, folder: Path, splits: list[str], schema: pa.Schema, to_table: Callable[[pl.DataFrame], pa.Table]
+    ):
+        self.folder, self.to_table = folder, to_table
+        self.schema = datasets.Features.from_arrow_schema(schema).arrow_schema
+        self.rest = dict.fromkeys(splits, self.schema.empty_table())
+        self.rows = dict.fromkeys(splits, 0)
+        folder.mkdir(exist_ok=True)
+        self.writers = {name: pa.ipc.new_stream(str(folder / f"{name}.arrow"), self.schema) for name in splits}
+
+    def write(self, split: str, pairs: pl.DataFrame) -> None:
+        """Append pairs, in record batches of `BATCH` rows however the pairs were cut into calls."""
+        table = pa.concat_tables([self.rest[split], self.to_table(pairs).cast(self.schema)])
+        whole = len(table) - len(table) % BATCH
+        for start in range(0, whole, BATCH):
+            self.writers[split].write_table(table.slice(start, BATCH).combine_chunks())
+        self.rest[split] = table.slice(whole)
+        self.rows[split] += whole
+
+    def close(self) -> None:
+        """Write what is left, and the files that make it a folder for `datasets.load_from_disk`."""
+        # One row stands for the rows on disk while the library writes its own metadata; then the rows take its place.
+        # So they are written only once, and the layout is the library's.
+        stand_in = pa.Table.from_pylist([{}], schema=self.schema)
+        splits = {}
+        for name, writer in self.writers.items():
+            writer.write_table(self.rest[name].combine_chunks())
+            writer.close()
+            self.rows[name] += len(self.rest[name])
+            # `datasets` would draw a random fingerprint; this one says what the rows are.
+            fingerprint = file_hash(self.folder / f"{name}.arrow")
+            splits[name] = datasets.Dataset(stand_in, fingerprint=fingerprint, split=name)
+        datasets.DatasetDict(splits).save_to_disk(self.folder)
+        for name in splits:
+            (self.folder / f"{name}.arrow").replace(self.folder / name / "data-00000-of-00001.arrow")
+
+
+class TsvFolder:
+    """`en-it-train.tsv.gz` and the like: source TAB target, as sentence-transformers reads them."""
+
+    def __init__(self, folder: Path, source_language: str):
+        self.folder, self.source_language = folder, source_language
+        self.files: dict[tuple[str, str], gzip.GzipFile] = {}
+        folder.mkdir()
+
+    def write(self, split: str, pairs: pl.DataFrame) -> None:
+        # Without the white space step a sentence may hold tabs and line ends, which this format cannot.
+        text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
+        for (language,), rows in pairs.group_by("language", maintain_order=True):
+            if (language, split) not in self.files:
+                path = self.folder / f"{self.source_language}-{language}-{split}.tsv.gz"
+                # No name and no time in the gzip header: the same pairs give the same bytes.
+                self.files[language, split] = gzip.GzipFile("", "wb", fileobj=path.open("wb"), mtime=0)
+            lines = rows.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
+            self.files[language, split].write("".join(lines.to_list()).encode())
+
+    def close(self) -> None:
+        for file in self.files.values():
+            inner = file.fileobj
+            file.close()
+            inner.close()
+
+
+def file_hash(path: Path) -> str:
+    """xxh3 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """The sentences of a pairs folder and of text files, in batches of one language each."""
+    if not pairs_dir and not text_files:
+        raise UserError("no corpus is given: add --pairs_dir or --text_files")
+    if pairs_dir:
+        source_language = read_json(Path(pairs_dir) / "args.json", {}).get("source_language", "source")
+        splits = load_pairs(pairs_dir)
+        if len(splits["train"]) == 0:
+            raise UserError(f"{pairs_dir} holds no pair: build it anew")
+        for split in splits.values():
+            for rows in split.iter(1000):
+                batch = {source_language: rows["source"]}
+                for target in (target for targets in rows["targets"] for target in targets):
+                    batch.setdefault(target["language"], []).append(target["sentence"])
+                yield from batch.items()
+    for spec in text_files:
+        for language, path in expand_languages(spec).items():
+            empty = True
+            for _, lines in text_lines(path):
+                if filled := [line for line in lines if line.strip()]:
+                    empty = False
+                    yield language, filled
+            if empty:
+                raise UserError(f"{path} holds no sentence: check the file")
+
+
+def sentences(dataset) -> Iterator[str]:
+    """Every sentence of a pairs split: each source sentence, then its translations."""
+    for row in dataset:
+        yield row["source"]
+        yield from (target["sentence"] for target in row["targets"])
+
+
+def pairs_by_language(dataset, most: int) -> dict[str, tuple[list[str], list[str]]]:
+    """Source sentences and their translations by language, of each the first `most`."""
+    languages = {}
+    for row in dataset:
+        for target in row["targets"]:
+            source, translation = languages.setdefault(target["language"], ([], []))
+            if len(source) < most:
+                source.append(row["source"])
+                translation.append(target["sentence"])
+    return languages

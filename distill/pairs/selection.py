@@ -1,0 +1,93 @@
+"""Which pairs stay, judged against each other; their split; and an account of those that do not."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import polars as pl
+
+from distill.pairs.cleaning import MENDING, REASON, first_reason
+from distill.pairs.hash_order import starts_run
+
+SAMPLES = 5  # dropped pairs shown per corpus, language and reason
+
+
+class Account:
+    """Counts every pair once: what was read, mended, dropped for which reason, and kept, by corpus and language."""
+
+    def __init__(self):
+        self.counts: Counter = Counter()
+        self.samples: defaultdict[tuple, list] = defaultdict(list)
+
+    def cleaned(self, pairs: pl.DataFrame, corpus: int) -> pl.DataFrame:
+        """Count pairs read from a corpus, what mending changed and what was dropped; the others are returned."""
+        steps = [step for step in MENDING if step in pairs.columns]
+        pairs = pairs.with_columns(corpus=pl.lit(corpus, pl.UInt32))
+        sums = pairs.group_by("language").agg(pl.len().alias("read"), pl.col(steps).sum())
+        for language, *numbers in sums.iter_rows():
+            for name, number in zip(["read", *steps], numbers, strict=True):
+                self.counts[corpus, language, name] += number
+        return self.dropped(pairs.drop(steps))
+
+    def dropped(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Count and sample the pairs whose column `dropped` holds a reason; the others are returned."""
+        drops = pairs.filter(pl.col("dropped").is_not_null())
+        for *key, number in drops.group_by("corpus", "language", "dropped").len().iter_rows():
+            self.counts[tuple(key)] += number
+        columns = ["corpus", "language", "dropped", "source", "target"]
+        some = drops.select(columns).group_by(columns[:3], maintain_order=True).head(SAMPLES)
+        for *key, source, target in some.iter_rows():
+            if len(self.samples[tuple(key)]) < SAMPLES:
+                self.samples[tuple(key)].append((source, target))
+        return pairs.filter(pl.col("dropped").is_null()).drop("dropped")
+
+    def report(self, corpora: list[str]) -> list[dict]:
+        """Per corpus and language: pairs read, kept, mended by step and dropped by reason (read = kept + dropped)."""
+        report = [{"corpus": spec, "languages": {}} for spec in corpora]
+        for (corpus, language, name), number in sorted(self.counts.items()):
+            empty = {"read": 0, "kept": 0, "mended": {}, "dropped": {}}
+            entry = report[corpus]["languages"].setdefault(language, empty)
+            if name in ("read", "kept"):
+                entry[name] = number
+            elif number:
+                entry["mended" if name in MENDING else "dropped"][name] = number
+        return report
+
+    def write_samples(self, path: Path, corpora: list[str]) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for (corpus, language, reason), pairs in sorted(self.samples.items()):
+                for source, target in pairs:
+                    shown = {"source": source and source[:500], "target": target and target[:500]}
+                    line = {"reason": reason, "corpus": corpora[corpus], "language": language} | shown
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
+    """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
+
+    `room` holds the number of pairs that each language may still take.
+    """
+    run = starts_run(pairs, "hash", "language")
+    several = (~(run & run.shift(-1, fill_value=True))).arg_true()
+    dropped = pl.Series([None], dtype=REASON).new_from_index(0, len(pairs))
+    # Only a source with several translations in a language can have one twice, or too many.
+    few = pairs[several].select("hash", "language", "target", start=run.gather(several))
+    reasons = (
+        [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
+    )
+    few = few.with_columns(dropped=first_reason(reasons))
+    alive = pl.col("dropped").is_null().cast(pl.Int64)
+    rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
+    few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
+    pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
+    alive = pl.col("dropped").is_null().cast(pl.Int64)
+    full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
+    return pairs.with_columns(pl.coalesce("dropped", first_reason([("over_limit", full)])))
+
+
+def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
+    """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there."""
+    # The low half of the hash, so that every shard (a range of the high bits) holds its share of each split.
+    place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
+    held_out = pl.when(place < dev_fraction).then(pl.lit("dev"))
+    return held_out.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))

@@ -1,0 +1,148 @@
+"""Audit: what a tokenizer makes of a language, in figures, a table and a picture."""
+
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from tabulate import tabulate
+
+from distill.command import UserError
+from distill.encoder.tokenizer import token_ids
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# Thai, Lao, Tibetan, Burmese, Khmer, kana and Han: written without spaces between words.
+UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
+# Kana, Han and Hangul: one sign is a syllable or a word.
+SYLLABLES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+PUNCTUATION = "".join(sign for sign in map(chr, range(1 << 16)) if unicodedata.category(sign)[0] == "P")
+MAX_UNKNOWN = 0.05  # share of unknown tokens from which on a tokenizer does not read a language
+# Tokens per sign from which on a tokenizer spells instead of reading: in letters, in syllables.
+SPELLED = (0.6, 1.5)
+
+
+def audit(tokenizer, sentences: list[str], max_seq_length: int = 128) -> dict[str, int | float | str | None]:
+    """Figures of a tokenizer on sentences of one language, without special tokens and cut by no length limit.
+
+    `unknown_share`: unknown tokens among all; `tokens_per_word`: a word is what stands between spaces, so None for
+    text in a script without them; `tokens_per_character`: spaces are not counted; `cut_share`: sentences that have
+    more than `max_seq_length` tokens, with the special ones; `vocabulary_share`: tokens that occur, of all there are.
+    `verdict`: "reads"; "unknown" above `MAX_UNKNOWN`; "spells" above `SPELLED` tokens per character, the limit of
+    a mixed text lying between the two.
+    """
+    ids = token_ids(tokenizer, sentences)
+    text = " ".join(sentences)
+    words, characters = len(text.split()), len("".join(text.split()))
+    tokens = max(sum(map(len, ids)), 1)
+    unknown_share = sum(sentence.count(tokenizer.unk_token_id) for sentence in ids) / tokens
+    letters, syllables = SPELLED
+    limit = letters + (syllables - letters) * len(SYLLABLES.findall(text)) / characters
+    too_many = "spells" if tokens / characters > limit else "reads"
+    room = max_seq_length - tokenizer.num_special_tokens_to_add()
+    return {
+        "sentences": len(sentences),
+        "unknown_share": unknown_share,
+        "tokens_per_word": None if len(UNSPACED.findall(text)) > characters / 2 else tokens / words,
+        "tokens_per_character": tokens / characters,
+        "cut_share": sum(len(sentence) > room for sentence in ids) / len(sentences),
+        "vocabulary_share": len(set().union(*ids)) / len(tokenizer),
+        "verdict": "unknown" if unknown_share > MAX_UNKNOWN else too_many,
+    }
+
+
+def worst_words(tokenizer, sentences: list[str], most: int = 20) -> list[dict]:
+    """The words that cost most over all sentences: first by their unknown tokens, then by all tokens but one each.
+
+    Words stand between spaces, punctuation left out; in scripts without spaces every character is one.
+    """
+    counts = Counter()
+    for sentence in sentences:
+        unspaced = len(UNSPACED.findall(sentence)) > len(sentence) / 2
+        counts.update(word.strip(PUNCTUATION) for word in (sentence if unspaced else sentence.split()))
+    del counts[""], counts[" "]
+    # A space before it, because byte-level tokenizers tell a word at the beginning of a text from others.
+    words = list(counts)
+    ids = token_ids(tokenizer, [f" {word}" for word in words])
+    found = [
+        {
+            "word": word,
+            "occurrences": counts[word],
+            "tokens": tokenizer.convert_ids_to_tokens(pieces),
+            "unknown": pieces.count(tokenizer.unk_token_id),
+        }
+        for word, pieces in zip(words, ids, strict=True)
+    ]
+    found = [word for word in found if word["unknown"] or len(word["tokens"]) > 1]
+    found.sort(key=lambda w: (-w["unknown"] * w["occurrences"], (1 - len(w["tokens"])) * w["occurrences"], w["word"]))
+    return found[:most]
+
+
+def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
+    """What the student's tokenizer makes of each language, as a table, from up to 1,000 sentences of each.
+
+    `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens
+    are unknown, unless `allow_unknown`.
+    """
+    table = {"source": audit(tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
+    for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
+        listed = [target for targets in dataset[rows]["targets"] for target in targets]
+        table[language] = audit(tokenizer, [t["sentence"] for t in listed if t["language"] == language])
+    unread = [
+        f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
+    ]
+    if unread and not allow_unknown:
+        raise UserError(
+            f"the student's tokenizer does not know {', '.join(unread)} of the tokens: choose a student that reads "
+            "these languages, make one (build_student.py graft), or add --allow_unknown_tokens"
+        )
+    lines = [
+        (name, f"{row['unknown_share']:.1%}", row["tokens_per_word"], row["tokens_per_character"])
+        for name, row in table.items()
+    ]
+    headers = ["the student reads", "unknown", "tokens per word", "per character"]
+    return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", "right", "right", "right"))
+
+
+def draw_audit(report: dict, path: Path) -> None:
+    """Tokens per character and unknown tokens by language and tokenizer, as PNG; a failed language is hatched."""
+    short = [Path(tokenizer).name for tokenizer in report]
+    labels = short if len(set(short)) == len(short) else list(report)
+    languages = list(dict.fromkeys(language for entry in report.values() for language in entry["languages"]))
+    figure, panels = plt.subplots(2, 1, figsize=(3 + 0.55 * len(languages), 6), sharex=True, layout="constrained")
+    width = 0.8 / len(report)
+    for number, (label, entry) in enumerate(zip(labels, report.values(), strict=True)):
+        figures = entry["languages"].values()
+        at = np.arange(len(languages)) + (number - (len(report) - 1) / 2) * width
+        hatches = ["" if row["verdict"] == "reads" else "///" for row in figures]
+        for axes, name, factor in zip(panels, ("tokens_per_character", "unknown_share"), (1, 100), strict=True):
+            heights = [factor * row[name] for row in figures]
+            axes.bar(at, heights, width, label=label, hatch=hatches, edgecolor="white")
+    panels[0].set(ylabel="tokens per character", title="What a tokenizer makes of each language (hatched: fails)")
+    panels[1].set(ylabel="unknown tokens, %", xticks=range(len(languages)), xticklabels=languages)
+    panels[1].set_ylim(0, max(5, panels[1].get_ylim()[1]))
+    panels[0].legend(fontsize="small")
+    for axes in panels:
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def print_audit(tokenizer: str, entry: dict, max_seq_length: int) -> None:
+    print(f"\n{tokenizer}: {entry['vocabulary']:,} tokens")
+    print(f"tokens unknown, per word, per character; sentences over {max_seq_length}; vocabulary used\n")
+    rows = [
+        (tag, *(f"{value:.1%}" if name.endswith("share") else value for name, value in list(row.items())[:7]))
+        for tag, row in entry["languages"].items()
+    ]
+    headers = ["language", "sentences", "unknown", "/ word", "/ char", "cut", "used", "verdict"]
+    align = ["left", *["right"] * 6, "left"]
+    print(tabulate(rows, headers, floatfmt=".2f", missingval="-", colalign=align))
+    print("\nworst words, with their tokens")
+    for language, row in entry["languages"].items():
+        worst = [f"{w['word'][:16]} {'unknown' if w['unknown'] else len(w['tokens'])}" for w in row["worst_words"][:3]]
+        print(f"{language:<9} {', '.join(worst) or '-'}")

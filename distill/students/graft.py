@@ -1,0 +1,166 @@
+"""Graft: an encoder under a new tokenizer, whose tokens' embeddings start from the encoder's own."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from distill.command import UserError
+from distill.encoder.model_folder import longest_input, position_table
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.encoder.tokenizer import SPECIAL_TOKENS, set_token_ids, token_ids, tokenizer_content
+from distill.students.alignment import start_from_alignments
+
+MOST_ALIGNED = 50_000  # pairs of a language that alignment is counted over: more take memory and change little
+
+
+def train_tokenizer(
+    texts: Iterator[str], vocab_size: int, lowercase: bool, special_tokens: tuple[str, ...] = SPECIAL_TOKENS
+) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer (Kudo 2018) over all languages, framed as BERT frames: [CLS] ... [SEP].
+
+    The special tokens have the first ids, in the order given.
+    """
+    steps = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    normalizer = normalizers.Sequence(steps + [normalizers.Lowercase()] * lowercase)
+    number = {name: i for i, name in enumerate(special_tokens)}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=map(normalizer.normalize_str, texts),
+        model_writer=model,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,  # a small corpus has fewer pieces to give
+        character_coverage=0.9999,
+        normalization_rule_name="identity",
+        pad_id=number["pad"],
+        pad_piece="[PAD]",
+        unk_id=number["unk"],
+        unk_piece="[UNK]",
+        bos_id=number["cls"],
+        bos_piece="[CLS]",
+        eos_id=number["sep"],
+        eos_piece="[SEP]",
+        control_symbols="[MASK]",
+        num_threads=1,  # more would make the result depend on their number
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=number["unk"]))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", number["sep"]), ("[CLS]", number["cls"]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{n}_token": f"[{n.upper()}]" for n in SPECIAL_TOKENS}
+    )
+
+
+def keep_layers(model, number: int) -> None:
+    """Keep `number` of the encoder's layers, evenly spaced from first to last (as distil-whisper does)."""
+    count = model.config.num_hidden_layers
+    if not 1 <= number <= count:
+        raise UserError(f"--num_layers {number}: the encoder has {count}")
+    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    name, layers = next(((name, layers) for name, layers in lists if len(layers) == count), (None, None))
+    if layers is None:
+        raise UserError(f"--num_layers {number}: {type(model).__name__} shares one layer's weights, leave it out")
+    kept = np.linspace(0, count - 1, number).round().astype(int)
+    model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    model.config.num_hidden_layers = number
+
+
+def cut_positions(model, length: int) -> None:
+    """Keep the positions of inputs of up to `length` tokens."""
+    name, table = position_table(model) or (None, None)
+    longest = longest_input(model)
+    if table is None or not 3 <= length <= longest:
+        have = "no table of positions" if table is None else f"positions for {longest} tokens"
+        raise UserError(f"--max_position_embeddings {length}: the encoder has {have}")
+    before = table.num_embeddings - longest  # positions that no token has
+    weight = table.weight.detach()[: before + length].clone()
+    model.set_submodule(name, nn.Embedding.from_pretrained(weight, padding_idx=table.padding_idx))
+    model.config.max_position_embeddings = len(weight)
+
+
+def plain_texts(tokenizer) -> dict[int, str]:
+    """What each token stands for in a text, with a space before it where it begins a word."""
+    content = tokenizer_content(tokenizer)
+    model, byte_level = content["model"], "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
+    texts = {}
+    for token, index in tokenizer.get_vocab().items():
+        if model["type"] == "WordPiece":
+            prefix = model["continuing_subword_prefix"]
+            texts[index] = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+        else:
+            texts[index] = tokenizer.convert_tokens_to_string([token]) if byte_level else token.replace("▁", " ")
+    return texts
+
+
+def start_embeddings(old: Tensor, old_tokenizer, new_tokenizer) -> Tensor:
+    """Embeddings (new vocabulary, width) from the old ones (old vocabulary, width).
+
+    A special token takes its old namesake's; any other the mean over its pieces in the old tokenizer, of which a
+    token that both have is the only one; one that has no known piece there the mean over all old embeddings.
+    """
+    new = old.mean(0).repeat(max(new_tokenizer.get_vocab().values()) + 1, 1)
+    texts = plain_texts(new_tokenizer)
+    for index, pieces in zip(texts, token_ids(old_tokenizer, list(texts.values())), strict=True):
+        if pieces := [piece for piece in pieces if piece != old_tokenizer.unk_token_id]:
+            new[index] = old[pieces].mean(0)
+    for name in SPECIAL_TOKENS:
+        new_id, old_id = (getattr(t, f"{name}_token_id") for t in (new_tokenizer, old_tokenizer))
+        if None not in (new_id, old_id):
+            new[new_id] = old[old_id]
+    return new
+
+
+def new_tokenizer(old_tokenizer, texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on texts, to graft in place of an encoder's own. UserError for too small a vocabulary."""
+    # A teacher that reads no capitals knows nothing to start capitalised tokens from.
+    lowercase = old_tokenizer.tokenize("Plants") == old_tokenizer.tokenize("plants")
+    # In their old order, so that the padding token's id, from which RoBERTa numbers positions, is the same.
+    order = tuple(sorted(SPECIAL_TOKENS, key=special_ids(old_tokenizer).get))
+    try:
+        return train_tokenizer(texts, vocab_size, lowercase, order)
+    except RuntimeError as error:  # sentencepiece's, whose own text names the letters it has to hold
+        raise UserError(f"--vocab_size {vocab_size} is too small for the pairs: {error}") from error
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    """The id of each special token; UserError where one is lacking."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS}
+    if lacking := [name for name, index in ids.items() if index is None]:
+        raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no {lacking[0]} token to graft from")
+    return ids
+
+
+def graft(encoder: SentenceEncoder, tokenizer, sources: list[str], pairs: Iterable[tuple[list, list]]) -> nn.Module:
+    """Put an encoder's transformer, which is returned, under another tokenizer.
+
+    Its token embeddings start from `start_embeddings`, and from `start_from_alignments` over `sources` and `pairs` if
+    there are sources. UserError where the transformer's positions depend on another padding token.
+    """
+    model, old_tokenizer = encoder.transformer, encoder.tokenizer
+    special_ids(old_tokenizer)
+    _, positions = position_table(model) or (None, None)
+    if positions is not None and positions.padding_idx not in (None, tokenizer.pad_token_id):
+        raise UserError(
+            f"{old_tokenizer.name_or_path} numbers positions from its padding token, {positions.padding_idx}, "
+            f"which in the tokenizer is {tokenizer.pad_token_id}: choose another tokenizer, or train one"
+        )
+    old = model.get_input_embeddings().weight.detach()
+    embeddings = start_embeddings(old, old_tokenizer, tokenizer)
+    if sources:
+        embeddings = start_from_alignments(embeddings, old, old_tokenizer, tokenizer, sources, pairs)
+    model.set_input_embeddings(nn.Embedding.from_pretrained(embeddings, padding_idx=tokenizer.pad_token_id))
+    model.config.vocab_size = len(embeddings)
+    set_token_ids(model.config, tokenizer)
+    return model

@@ -1,0 +1,96 @@
+"""The sentences of a pairs split as token ids on disk, and which pairs they form."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate import Accelerator
+
+from distill.encoder.tokenizer import tokenize, tokenizer_text
+from distill.training.cache import fill, fingerprint, mapped
+
+
+class TokenizedPairs:
+    """A pairs split as token ids and tables of int32 and int64, memory-mapped.
+
+    Sentences stand in row order, each source before its translations; pairs stand in the order of their targets.
+    `content` is the split's fingerprint.
+    """
+
+    def __init__(
+        self, dataset, content: str, tokenizer, max_seq_length: int, cache_dir: Path, accelerator: Accelerator
+    ):
+        table = dataset.with_format("arrow")
+        found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in table.data.column("targets").chunks]
+        self.languages = sorted(pa.chunked_array(found).unique().to_pylist())
+        number = {language: i for i, language in enumerate(self.languages)}
+
+        def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
+            rows = table[start:stop].to_pylist()
+            sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
+            ids = tokenize(tokenizer, sentences, max_seq_length)
+            counts = [len(row["targets"]) for row in rows]
+            # The running sums begin with 0, so that item i lies between sums i and i + 1.
+            zero = [0] * (start == 0)
+            return {
+                "ids": np.concatenate(ids).astype(np.int32),
+                "offsets": np.cumsum(zero + [len(sentence) for sentence in ids]),
+                "row_of_pair": np.repeat(np.arange(start, stop, dtype=np.int32), counts),
+                "first_pair": np.cumsum(zero + counts),
+                "language_of_pair": np.array([number[t["language"]] for r in rows for t in r["targets"]], np.int32),
+            }
+
+        self.fingerprint = fingerprint(content, tokenizer_text(tokenizer), max_seq_length)
+        self.folder = cache_dir / f"tokens-{self.fingerprint}"
+        running = {"offsets": "ids", "first_pair": "row_of_pair"}
+        fill(self.folder, len(dataset), token_ids, accelerator, "token ids", 2048, running)
+        self.ids = mapped(self.folder / "ids.bin", np.int32)
+        self.offsets = mapped(self.folder / "offsets.bin", np.int64)
+        self.first_pair = mapped(self.folder / "first_pair.bin", np.int64)
+        self.row_of_pair = mapped(self.folder / "row_of_pair.bin", np.int32)
+        self.language_of_pair = mapped(self.folder / "language_of_pair.bin", np.int32)
+
+    def __getitem__(self, sentence: int) -> np.ndarray:
+        """Token ids (length,) of a sentence."""
+        return self.ids[self.offsets[sentence] : self.offsets[sentence + 1]]
+
+    def lengths(self, sentences: np.ndarray) -> np.ndarray:
+        """Tokens of each sentence."""
+        return self.offsets[sentences + 1] - self.offsets[sentences]
+
+    def source_of_row(self, rows: np.ndarray) -> np.ndarray:
+        """The sentence that is the source of each row: before it stand the earlier rows' sources and targets."""
+        return rows + self.first_pair[rows]
+
+    def evenly(self, size: int, block: int = 1 << 16) -> list[np.ndarray]:
+        """At most `size` pairs of each language, evenly spaced, as the numbers of their rows."""
+        have, _ = pairs_per_language(self, temperature=1)
+        every, seen, found = -(-have // size), np.zeros_like(have), [[] for _ in have]
+        for start in range(0, len(self.language_of_pair), block):
+            part = self.language_of_pair[start : start + block]
+            for language, rows in enumerate(found):
+                its = np.flatnonzero(part == language)
+                rows.append(
+                    self.row_of_pair[start + its[(seen[language] + np.arange(len(its))) % every[language] == 0]]
+                )
+                seen[language] += len(its)
+        return [np.concatenate(rows) for rows in found]
+
+    def target_of_pair(self, pairs: np.ndarray) -> np.ndarray:
+        """The sentence that is the target of each pair: before it stand earlier targets, and sources to its own."""
+        return pairs + self.row_of_pair[pairs] + 1
+
+
+def pairs_per_language(pairs: TokenizedPairs, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many pairs each language has, and how many an epoch takes: in proportion to count ** (1 / temperature).
+
+    Both (languages,) int64 with the same sum. At temperature 1 they are equal; a high one takes as many of each
+    (Devlin's exponential smoothing, as in Conneau & Lample 2019, arXiv 1901.07291, with alpha = 1 / temperature).
+    """
+    blocks = range(0, len(pairs.language_of_pair), 1 << 16)
+    parts = (pairs.language_of_pair[start : start + (1 << 16)] for start in blocks)
+    have = sum(np.bincount(part, minlength=len(pairs.languages)) for part in parts)
+    share = have ** (1 / temperature)
+    ends = np.rint(np.cumsum(share / share.sum()) * have.sum()).astype(np.int64)
+    return have, np.diff(ends, prepend=0)
