@@ -218,10 +218,6 @@ def embed(
     return vector
 
 
-def rounded_to_fp16(weights: dict) -> dict:
-    return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-
-
 def score(
     name: str, path: str, vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
 ) -> tuple[dict, Scores]:
@@ -329,7 +325,8 @@ def main(args: argparse.Namespace) -> None:
     elif args.export_dir:
         exported = {key: value for key, value in entry.items() if key != "compared_with"}
         if args.export_dtype == "fp16":
-            encoder.load_state_dict(rounded_to_fp16(encoder.state_dict()))
+            rounded = {name: w.half() if w.is_floating_point() else w for name, w in encoder.state_dict().items()}
+            encoder.load_state_dict(rounded)
             exported, scored = scored_on_all(last, vectors(encoder, f"{last} in fp16", sentences), encoder)
             exported["compared_with"] = {"fp32": compare(scored, compared[last])}
         if accelerator.is_main_process:

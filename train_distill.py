@@ -121,8 +121,7 @@ def start(args: argparse.Namespace) -> Accelerator:
     """The processes of the run, seeded, each with its device; UserError when they do not know of each other."""
     if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
         raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
-    # No second copy of the gradients; buffers hold positions, which do not change.
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
     check_processes(accelerator)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
@@ -166,9 +165,7 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
     if args.label_pca and teacher.dimension <= student.dimension:
         raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
     if not args.label_pca and teacher.dimension != student.dimension:
-        raise UserError(
-            f"{widths}: choose models of equal width, or add --projection, or --label_pca for a wider teacher"
-        )
+        raise UserError(f"{widths}: choose models of equal width, or add --projection, or --label_pca if it is wider")
     return teacher, student
 
 
@@ -219,6 +216,8 @@ def main(args: argparse.Namespace) -> None:
 
     # Data, teacher and student
     dataset = load_pairs(args.pairs_dir)
+    if "dev" not in dataset:
+        raise UserError(f"{args.pairs_dir} has no dev split: build it with a --dev_fraction above 0")
     sts = read_sts(args.sts_dev) if args.sts_dev else None
     teacher, student = load_models(args)
     shape_student(student, args)
@@ -260,6 +259,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
     bar = progress_bar(progress.step * args.batch_size, total_steps * args.batch_size, accelerator)
+    tell = accelerator.on_main_process(bar.write)
     tally = Tally(dataset["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
     most_tokens = min(max_tokens, progress.max_tokens or max_tokens)
     rank_steps = RankSteps(steps, labels["train"], student, most_tokens, accelerator)
@@ -270,10 +270,11 @@ def main(args: argparse.Namespace) -> None:
 
     def due(last: int, *every: int) -> bool:
         """Whether something is due that was last done at step `last`: `every` so many steps, and at the end."""
-        return last < progress.step and (done() or any(progress.step % steps == 0 for steps in every))
+        return last < progress.step and (done() or any(progress.step % number == 0 for number in every))
 
     # The loop
     if isinstance(model, DistributedDataParallel):
+        model.broadcast_buffers = False  # they hold positions, which do not change
         settle_gradient_order(model, to_device(student.inputs([pairs[0]]), device))
     model.train()
     coming = rank_steps.coming(progress.step, total_steps, workers)
@@ -286,7 +287,7 @@ def main(args: argparse.Namespace) -> None:
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
                 scores = evaluate(gathered(whole, student), dataset["dev"], labels["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
-                bar.write(evaluation_report(progress.step, best_metric, scores), sys.stderr)
+                tell(evaluation_report(progress.step, best_metric, scores), sys.stderr)
                 if progress.judge(scores[best_metric]):
                     together(partial(save_student, whole, accelerator, args), accelerator, output_dir)
         agree(accelerator)
@@ -308,7 +309,7 @@ def main(args: argparse.Namespace) -> None:
                     accelerator.backward(error.sum() / (2 * step.pairs) * accelerator.num_processes)
                 errors.append(error.detach())
         except torch.OutOfMemoryError:
-            progress.max_tokens, coming = rank_steps.halve(), None  # its worker ends before the next one begins
+            progress.max_tokens, coming, error = rank_steps.halve(), None, None  # the error held the activations
             coming = rank_steps.coming(progress.step, total_steps, workers)
             continue
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -319,12 +320,12 @@ def main(args: argparse.Namespace) -> None:
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()
+    accelerator.end_training()
     if not done() or progress.evaluated < progress.step:
         leave()
     if tally.pairs:
         say(tally.summary())
     say(f"{output_dir / 'student'}: step {progress.best_step}, dev {best_metric} {progress.best_score:.4f}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -20,8 +20,13 @@ def read_json(path: Path, default):
 
 
 def write_json(path: Path, content) -> None:
-    """Write readable JSON (UTF-8, two spaces) that ends in a newline."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable JSON (UTF-8, two spaces) that ends in a newline; a file that was there stays until it is whole."""
+    temporary = path.with_name(f"{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def exchange(one: Path, other: Path) -> bool:

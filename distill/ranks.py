@@ -1,5 +1,6 @@
 """What ranks do together: leave when one of them gets a signal, end when one of them meets a mistake or a full disk."""
 
+import atexit
 import errno
 import multiprocessing
 import os
@@ -57,10 +58,15 @@ def ignore_signals(*_) -> None:
 
 
 def end_workers() -> None:
-    """End the processes that work for this one, which ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
-    for worker in multiprocessing.active_children():
+    """End the processes that work for this one: torch and Python would wait for them, since they ignore signals."""
+    if workers := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
+    for worker in workers:
         worker.kill()
+        worker.join()
+
+
+atexit.register(end_workers)
 
 
 def _end_groups() -> None:

@@ -71,9 +71,7 @@ def text_blocks(path: str) -> Iterator[tuple[int, bytes]]:
                 number += block.count(b"\n", 0, end)
             rest = block[end:]
             if len(rest) > MAX_LINE:
-                raise UserError(
-                    f"{path}, line {number} is longer than {MAX_LINE >> 20} MB: this is no line of a corpus"
-                )
+                raise UserError(f"{path}, line {number} is longer than {MAX_LINE >> 20} MB: this is no corpus")
         if rest:
             yield number, rest
 

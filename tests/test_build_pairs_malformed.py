@@ -260,9 +260,9 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path):
     "name, content, message",
     [
         ("no.csv", None, "no.csv does not exist"),
-        ("sts.csv", b"one column\n", "sts.csv, line 1: expected sentence1,sentence2,score"),
+        ("sts.csv", b"one column\n", "sts.csv, row 1: expected sentence1,sentence2,score"),
         ("sts.csv", b"A.,B.,1\nA.,\xe8,1\n", "sts.csv, line 2 is not UTF-8"),
-        ("sts.csv", b"a," + b"b" * 200_000, "sts.csv, line 1 is no CSV"),
+        ("sts.csv", b"a," + b"b" * 200_000, "sts.csv is no sound table"),
         ("test.txt", b"\n", "test.txt holds no sentence to exclude"),
         ("test.txt", b"", "test.txt holds no sentence to exclude"),
         ("test.jsonl", b"", "test.jsonl holds no sentence to exclude"),

@@ -90,7 +90,7 @@ def train(options: list[str], folder: Path, *sbatch: str) -> str:
 
 
 def starts(folder: Path) -> int:
-    return (folder / "log").read_text().count("2 process(es) on cpu, 2 node(s)")
+    return (folder / "log").read_text(errors="replace").count("2 process(es) on cpu, 2 node(s)")
 
 
 def in_training(folder: Path) -> bool:
@@ -119,7 +119,7 @@ def assert_equal(folder: Path, uncut: Path) -> None:
 
 def assert_finished(job: str, folder: Path, uncut: Path, cut: bool) -> str:
     """The job is done, after a restart at least if it was cut, with the weights of the uncut run; returns its log."""
-    ended, log = end_of(job), (folder / "log").read_text()
+    ended, log = end_of(job), (folder / "log").read_text(errors="replace")
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert (restarts(job) > 0, starts(folder) > 1, "resumed from" in log) == (cut, cut, cut), log
     assert_equal(folder, uncut)
@@ -162,7 +162,7 @@ def test_a_cancelled_step_ends_the_job_and_the_next_one_goes_on(options, uncut, 
     ended = end_of(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0")
     job = train(options, tmp_path)
-    ended, log = end_of(job), (tmp_path / "log").read_text()
+    ended, log = end_of(job), (tmp_path / "log").read_text(errors="replace")
     assert ended["JobState"] == "COMPLETED" and "resumed from" in log, log
     assert_equal(tmp_path, uncut)
 
@@ -173,13 +173,13 @@ def test_a_cancelled_job_saves_and_ends(options, tmp_path):
     control("scancel", job)
     ended = end_of(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
-    wait_for(lambda: "stopped by SIGTERM" in (tmp_path / "log").read_text(), 30)
+    wait_for(lambda: "stopped by SIGTERM" in (tmp_path / "log").read_text(errors="replace"), 30)
     assert starts(tmp_path) == 1
 
 
 def test_a_job_that_fails_is_not_requeued(options, tmp_path):
     job = train([*options, "--freeze_layers", "9"], tmp_path)
-    ended, log = end_of(job), (tmp_path / "log").read_text()
+    ended, log = end_of(job), (tmp_path / "log").read_text(errors="replace")
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), log
     assert "error: --freeze_layers 9: the student has 2" in log and "Traceback" not in log
 
@@ -192,7 +192,7 @@ def test_evaluation(teacher, tmp_path):
     sbatch = ("--gpus-per-node=2", "--time=5")
     config = {"CONFIG": "accelerate_configs/multi_cpu.yaml"}
     job = submit("slurm/eval.slurm", *given, f"{tmp_path}/scores", sbatch=sbatch, log=tmp_path / "log", **config)
-    assert end_of(job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    assert end_of(job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text(errors="replace")
     scores = json.loads((tmp_path / "scores/scores.json").read_text())
     assert set(scores["models"][0]["sts"]) == {"en", "it", "en-it", "it-en"}
 

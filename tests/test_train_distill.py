@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import sqlite3
@@ -26,6 +27,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
 
+from benchmarks.kill_and_resume import acting_in
 from distill import ranks
 from distill.command import UserError, run
 from distill.encoder import sentence_encoder
@@ -36,7 +38,7 @@ from distill.training.cache import content_fingerprint, fill
 from distill.training.labels import teacher_labels
 from distill.training.steps import RankSteps, Steps, epoch_order, scratch
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Metrics, mean_similarity
+from distill.training.watching import Metrics, Tally, mean_similarity
 from train_distill import build_parser, distillation_loss, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
@@ -198,6 +200,28 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path):
     assert np.fromfile(folder / "numbers.bin", int).tolist() == list(range(50))
     assert np.fromfile(folder / "sums.bin", int).tolist() == list(range(1, 51))
     assert [path.name for path in tmp_path.iterdir()] == ["labels-1"]
+
+
+def numbers(start: int, stop: int) -> dict:
+    return {"numbers": np.arange(start, stop)}
+
+
+def test_what_an_unrecorded_run_left_is_no_part_of_the_result(tmp_path):
+    """Killed before its first record, by a run whose arrays were longer."""
+    (tmp_path / "labels-1.tmp").mkdir()
+    np.arange(99).tofile(tmp_path / "labels-1.tmp/numbers.bin")
+    fill(tmp_path / "labels-1", 10, numbers, Accelerator(cpu=True), "numbers", 4)
+    assert np.fromfile(tmp_path / "labels-1/numbers.bin", int).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    fill(tmp_path / "labels-1", 10, numbers, Accelerator(cpu=True), "numbers", 4)
+    assert np.fromfile(tmp_path / "labels-1/numbers.bin", int).tolist() == list(range(10))
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +389,20 @@ def test_steps_come_one_after_the_other_from_any_on_and_draw_no_random_numbers(t
         assert (
             step.weights.sum() == 2 * step.pairs and step.tokens == tokenized.tokens.lengths(expected.sentences).sum()
         )
+
+
+def test_a_worker_gives_more_tensors_than_files_may_be_open(tokenized):
+    """A step of over a thousand micro-batches, where a process may open 256 files unless it asks for more."""
+    labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
+    steps = Steps(tokenized.tokens, 600, 1, 1.0, seed=0)
+    parts = RankSteps(steps, labels, tokenized.student, 1, tokenized.accelerator)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        found = next(parts.coming(0, 2, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(found.sizes) == len(steps[0].sentences) > 500
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -704,6 +742,36 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
             run(main, build_parser().parse_args(arguments(pairs, teacher, student, output, *more)))
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_pairs_without_a_dev_split_are_refused(pairs, teacher, student, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    for name in ("train", "args.json"):
+        (tmp_path / "pairs" / name).symlink_to(Path(pairs) / name)
+    (tmp_path / "pairs/dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match="pairs has no dev split: build it with a --dev_fraction above 0"):
+        train(str(tmp_path / "pairs"), teacher, student, tmp_path / "run")
+
+
+def test_a_checkpoint_without_settings_is_none(pairs, teacher, student, tmp_path):
+    output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2")
+    (output / "checkpoint-2/settings.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-2 is no checkpoint: it has no settings\.json"):
+        train(pairs, teacher, student, output, "--resume_from_checkpoint", "latest")
+
+
+def test_a_stopped_run_may_end_where_it_stopped(pairs, teacher, student, tmp_path, monkeypatch):
+    """Its last line is due though no step is left to take."""
+    monkeypatch.setattr(
+        "distill.training.watching.Tally.add", acting_in(3, Tally.add, lambda: signal.raise_signal(signal.SIGTERM))
+    )
+    with ranks.listening(), pytest.raises(ranks.Stopped):
+        train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "9", "--dropout", "0")
+    monkeypatch.undo()
+    ranks.known.signal = 0
+    again = ("--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    output = train(pairs, teacher, student, tmp_path / "run", *again)
+    assert metrics(output, "step") == [0, 3, 3] and len(metrics(output, "loss")) == 1
 
 
 def test_a_launcher_that_would_train_separate_copies_is_refused(pairs, teacher, student, tmp_path):

@@ -310,7 +310,7 @@ def test_a_head_is_trimmed_with_its_embeddings(tied, sample_texts, tmp_path):
     "more, message",
     [
         (["--coverage", "95"], "--coverage 95.0 is no share: give a number above 0, up to 1"),
-        (["--vocab_size", "300"], "--vocab_size 300 is too small: special tokens and single characters alone are"),
+        (["--vocab_size", "300"], "--vocab_size 300 is too small: special tokens and characters alone are"),
         (["--model_name_or_path", "./nowhere"], "./nowhere does not exist"),
     ],
 )

@@ -73,9 +73,7 @@ def find_format(spec: str) -> str:
     found = next((name for name, endings in FORMATS.items() if suffixes and suffixes[-1] in endings), None)
     if "{" in spec and "}" in spec:
         if found is not None:
-            raise UserError(
-                f"{spec}: braces stand for line-aligned text, not for {found} files: give one file a corpus"
-            )
+            raise UserError(f"{spec}: braces are for line-aligned text, not for {found} files: give one file a corpus")
         return "text"
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))

@@ -50,9 +50,8 @@ def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator
     if source is None:
         raise UserError(f"{spec} lacks the source language {source_language!r}: it has {' '.join(by_tag) or 'none'}")
     for tag, name in by_tag.items():
-        pairs = table.select(
-            source=pl.col(source).cast(pl.String), language=pl.lit(tag), target=pl.col(name).cast(pl.String)
-        )
+        sides = table.select(source=pl.col(source).cast(pl.String), target=pl.col(name).cast(pl.String))
+        pairs = sides.select("source", pl.lit(tag).alias("language"), "target")
         yield pairs.filter(pl.col("target").is_not_null()) if len(by_tag) > 1 else pairs
 
 

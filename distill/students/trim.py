@@ -68,9 +68,7 @@ def kept_tokens(content: dict, counts: dict[str, np.ndarray], coverage: float, v
         parts.setdefault(pieces[_merged(model, left, right)], set()).update((pieces[left], pieces[right]))
     kept = indispensable_tokens(content)
     if len(kept) > (vocab_size or math.inf):
-        raise UserError(
-            f"--vocab_size {vocab_size} is too small: special tokens and single characters alone are {len(kept)}"
-        )
+        raise UserError(f"--vocab_size {vocab_size} is too small: special tokens and characters alone are {len(kept)}")
     wanted = set()
     for of_language in counts.values():
         order = np.argsort(-of_language, kind="stable")

@@ -1,5 +1,6 @@
 """What is computed once and kept on disk: named by what decides it, filled by all ranks, read as a memory map."""
 
+import errno
 import os
 import shutil
 import time
@@ -50,16 +51,17 @@ def fill(
 ) -> None:
     """Fill `folder` with the arrays that `compute(start, stop)` gives for chunks of rows, in order, as NAME.bin.
 
-    In rounds: the ranks take a chunk each, tell each other how many numbers they have, and each writes its own to
-    their place in the files. `done.json` says how far all have come: a run that was killed is continued from there.
-    The folder appears by rename, so it is whole or absent, and a later run finds it; of several at a time one fills it
-    and the others wait. An array named in `running` is a running sum: of lengths in the array that it is mapped to, of
-    which `compute` knows only its own chunk. Raises what `together` raises.
+    In rounds: the ranks take a chunk each, tell each other how many numbers they have, and write them to their place.
+    `done.json` says how far all have come, for a run that goes on after a kill. The folder appears by rename, whole,
+    and a later run finds it; of several at a time one fills it and the others wait. `running` names running sums, each
+    with the array whose lengths it sums, of which `compute` knows only its own chunk. Raises what `together` raises.
     """
     growing, record = folder.with_suffix(".tmp"), folder.with_suffix(".tmp") / "done.json"
     rank, world = accelerator.process_index, accelerator.num_processes
 
     def begin() -> dict:
+        if not record.is_file():
+            shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True, exist_ok=True)
         return read_json(record, {"rows": 0, "numbers": {}})
 
@@ -95,10 +97,8 @@ def fill(
                 before = sum(counts[:rank], Counter(done["numbers"]))
                 together(partial(written, arrays, before), accelerator, folder.parent)
                 bar.update(min(world * chunk, rows - done["rows"]))
-                done = {
-                    "rows": min(done["rows"] + world * chunk, rows),
-                    "numbers": sum(counts, Counter(done["numbers"])),
-                }
+                rows_done = min(done["rows"] + world * chunk, rows)
+                done = {"rows": rows_done, "numbers": sum(counts, Counter(done["numbers"]))}
                 on_first_rank(partial(write_json, record, done), accelerator, folder.parent)
         on_first_rank(finish, accelerator, folder.parent)
 
@@ -110,7 +110,7 @@ def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
     Rank 0 looks for all, since on a network file system another node may not see the folder yet, and holds a lock on
     a file beside it, which the kernel takes from a run that dies.
     """
-    lock = FileLock(folder.with_suffix(".lock"))
+    lock = FileLock(folder.with_suffix(".lock"), fallback_to_soft=False)  # a soft one would outlive a killed run
 
     def turn() -> str:
         if folder.is_dir():
@@ -121,6 +121,9 @@ def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
                 lock.acquire(blocking=False)
             except Timeout:
                 return "theirs"
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system without locks
+                    raise
         return "there" if folder.is_dir() else "ours"
 
     def wait() -> None:

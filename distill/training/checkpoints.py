@@ -137,11 +137,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
     """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`."""
     saved = read_json(checkpoint / SETTINGS, {})
     for name, value in settings.items():
-        if saved[name] != value:
-            raise UserError(
-                f"{checkpoint} was trained with {name} {saved[name]}, not {value}: give the same again, or start a new "
-                "run"
-            )
+        if saved.get(name) != value:
+            before = f"{checkpoint} was trained with {name} {saved.get(name)}, not {value}"
+            raise UserError(f"{before}: give the same again, or start a new run")
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
 
@@ -161,10 +159,9 @@ def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
         *earlier, checkpoint = checkpoints(output_dir) or [None]
     else:
         earlier, checkpoint = [], Path(resume_from)
-        if not (checkpoint / SETTINGS).is_file():
-            raise UserError(f"{resume_from} is no checkpoint: it has no {SETTINGS}")
-    lost = checkpoint and damage(checkpoint)
-    if lost:
+    if checkpoint and not (checkpoint / SETTINGS).is_file():
+        raise UserError(f"{checkpoint} is no checkpoint: it has no {SETTINGS}")
+    if lost := checkpoint and damage(checkpoint):
         whole = next((path for path in reversed(earlier) if damage(path) is None), None)
         advice = "no other one is whole" if earlier else "name another one"
         if whole:

@@ -3,8 +3,8 @@
 Everything that grows with the corpus is a memory-mapped file, so that training's own memory does not grow with it.
 """
 
-import atexit
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,17 +29,13 @@ def scratch(folder: Path, rows: int, length: int) -> np.ndarray:
 
     UserError when the disk has no room for it.
     """
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            os.posix_fallocate(
-                file.fileno(), 0, 4 * rows * length
-            )  # else a full disk is met later, and ends the process
-        except OSError as error:
-            raise UserError(
-                f"{folder} has no room for the order of an epoch ({os.strerror(error.errno)}): free some of it and add "
-                "--resume_from_checkpoint latest"
-            ) from error
-        return np.memmap(file, np.int32, mode="r+", shape=(rows, length)).view(np.ndarray)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, 4 * rows * length)  # else a full disk is met later, and ends all
+            return np.memmap(file, np.int32, mode="r+", shape=(rows, length)).view(np.ndarray)
+    except OSError as error:
+        reason = f"{folder} has no room for the order of an epoch ({os.strerror(error.errno)})"
+        raise UserError(f"{reason}: free some of it and add --resume_from_checkpoint latest") from error
 
 
 def epoch_order(
@@ -166,10 +162,9 @@ class RankSteps(Dataset):
         self.on_gpu = accelerator.device.type == "cuda"
 
     def __getitem__(self, number: int) -> RankStep:
-        """Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does,
-        which has the longest: with sharded weights they take each forward together. A rank that would get none takes
-        one with weight 0: it must take part in the exchange of gradients.
-        """
+        # Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does, which
+        # has the longest: with sharded weights they take each forward together. A rank that would get none takes one
+        # with weight 0: it must take part in the exchange of gradients.
         step, pairs = self.steps[number], self.steps.pairs
         lengths = pairs.lengths(step.sentences)
         order = np.argsort(-lengths, kind="stable")
@@ -192,10 +187,10 @@ class RankSteps(Dataset):
         )
 
     def coming(self, first: int, last: int, workers: int) -> Iterator[RankStep]:
-        """One after the other from step `first` on, before `last`; with a worker (1) prepared ahead by a process.
-
-        With a worker only one such iterator may be there at a time.
-        """
+        """One after the other from step `first` on, before `last`; with a worker (1) prepared ahead by a process."""
+        end_workers()  # two would write their orders of an epoch to the same room
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker's tensors come as open files
         loader = DataLoader(
             self,
             batch_size=None,
@@ -206,9 +201,7 @@ class RankSteps(Dataset):
             pin_memory=self.on_gpu,
             generator=torch.Generator(),  # else it draws from the random numbers that dropout takes
         )
-        steps = iter(loader)
-        atexit.register(end_workers)  # after torch has registered its own way, which would wait for them
-        return steps
+        return iter(loader)
 
     def halve(self) -> int:
         """Half of the tokens of a forward from now on, after one that ran out of memory and whose error is handled.
@@ -218,6 +211,7 @@ class RankSteps(Dataset):
         if self.world > 1 or self.max_tokens == 1:
             print(f"out of memory: give --max_tokens_per_batch less than {self.max_tokens}", file=sys.stderr)
             raise
+        end_workers()  # so that the iterator can be let go at once
         self.max_tokens //= 2
         print(f"out of memory: from here on {self.max_tokens} tokens a forward", file=sys.stderr)
         return self.max_tokens

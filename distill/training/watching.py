@@ -174,6 +174,7 @@ class Tally:
 
         UserError where the loss is no finite number.
         """
+        self.start()  # of a run that goes on with no step to take
         sums = self.accelerator.reduce(self.sums()).tolist()
         if not np.isfinite(sums).all():
             self.stop()
