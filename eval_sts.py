@@ -317,7 +317,7 @@ def main(args: argparse.Namespace) -> None:
         print_scores([entry for entry in scores["models"] if "error" not in entry], sets)
         if args.sentences:
             print_nearness(args.sentences, nearness)
-        print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, heatmaps)")
+        print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, pictures)")
 
     # Export
     if args.export_dir and "error" in entries[-1]:

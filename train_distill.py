@@ -258,7 +258,7 @@ def main(args: argparse.Namespace) -> None:
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
-    bar = progress_bar(progress.step * args.batch_size, total_steps * args.batch_size, accelerator)
+    bar = progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator)
     tell = accelerator.on_main_process(bar.write)
     tally = Tally(dataset["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
     most_tokens = min(max_tokens, progress.max_tokens or max_tokens)

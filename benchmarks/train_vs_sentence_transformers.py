@@ -160,7 +160,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
     first = 0 if args.time_to_quality else WARM_UP
 
     def timed_take(self):
-        if not clock.start and len(self.steps) == first:
+        if self.pairs == first * args.batch_size:
             clock.begin()
         take(self)
 

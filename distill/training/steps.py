@@ -125,9 +125,10 @@ class Steps:
             np.concatenate([np.zeros_like(source_rows), self.pairs.language_of_pair[taken] + 1]),
         )
 
-    def pairs_in(self, step: int) -> int:
-        """The number of pairs of a step: an epoch's last one may be smaller."""
-        return min(self.batch_size, len(self.pairs.row_of_pair) - step % self.per_epoch * self.batch_size)
+    def pairs_before(self, step: int) -> int:
+        """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
+        epochs, steps = divmod(step, self.per_epoch)
+        return epochs * len(self.pairs.row_of_pair) + steps * self.batch_size
 
 
 class RankStep(NamedTuple):
@@ -176,7 +177,7 @@ class RankSteps(Dataset):
             parts.append(part if len(part) else order[-1:])
         taken = np.concatenate(parts)
         return RankStep(
-            pairs=self.steps.pairs_in(number),
+            pairs=self.steps.pairs_before(number + 1) - self.steps.pairs_before(number),
             rows=step.label_rows[taken],
             labels=torch.from_numpy(self.labels[step.label_rows[taken]]).float(),
             weights=torch.from_numpy(np.concatenate(weights)).float(),
