@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import socket
 import sys
 from contextlib import nullcontext, suppress
@@ -39,7 +40,6 @@ from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint
 from distill.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from distill.training.labels import teacher_labels
-from distill.training.learner import freeze, gathered, parameter_groups, set_dropout
 from distill.training.steps import RankSteps, Steps
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, evaluate, evaluation_report, progress_bar
@@ -129,9 +129,8 @@ def start(args: argparse.Namespace) -> Accelerator:
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
         # As DDP under autocast: accelerate would also sum gradients, and hand the loss its vectors, in half precision.
         plugin = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
-        )
+        policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
+        plugin.mixed_precision_policy = policy
     set_seed(args.seed)  # the same on all ranks, for weights that a student gets anew
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
@@ -149,6 +148,14 @@ def metric_for_best_model(args: argparse.Namespace) -> str:
     if best_metric == "spearman_cosine" and not args.sts_dev:
         raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
     return best_metric
+
+
+def load_splits(pairs_dir: str) -> dict:
+    """The pairs to train on, and those to choose the best student by; UserError when there are none of these."""
+    dataset = load_pairs(pairs_dir)
+    if "dev" not in dataset:
+        raise UserError(f"{pairs_dir} has no dev split: build it with a --dev_fraction above 0")
+    return {name: dataset[name] for name in ("train", "dev")}
 
 
 def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
@@ -169,6 +176,18 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
     return teacher, student
 
 
+def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
+    """Exclude the token embeddings or the first layers from training; UserError when there are fewer."""
+    for name, parameter in student.transformer.named_parameters():
+        layer = re.search(r"\blayers?\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) < layers:
+            parameter.requires_grad_(False)
+    if layers > student.transformer.config.num_hidden_layers:
+        raise UserError(f"--freeze_layers {layers}: the student has {student.transformer.config.num_hidden_layers}")
+    if embeddings:
+        student.transformer.get_input_embeddings().requires_grad_(False)
+
+
 def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
     """Make of a student what the options for training say."""
     freeze(student, args.freeze_embeddings, args.freeze_layers)
@@ -176,7 +195,30 @@ def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
         student.compile_transformer()
     if args.gradient_checkpointing:
         student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    set_dropout(student, args.dropout)
+    for module in student.modules():  # the configuration that is saved keeps its own rates
+        if isinstance(module, torch.nn.Dropout):
+            module.p = args.dropout
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases and norms, which have one dimension, do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:
+    """The student whole: `whole`, to which the weights are copied that FSDP has spread over the ranks.
+
+    Without FSDP the two are one.
+    """
+    if whole is not student:
+        with torch.no_grad():
+            for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
+                copy.copy_(part.full_tensor())
+    return whole
 
 
 def settle_gradient_order(model, inputs: dict) -> None:
@@ -215,25 +257,19 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = on_first_rank(partial(find_checkpoint, args.resume_from_checkpoint, output_dir), accelerator)
 
     # Data, teacher and student
-    dataset = load_pairs(args.pairs_dir)
-    if "dev" not in dataset:
-        raise UserError(f"{args.pairs_dir} has no dev split: build it with a --dev_fraction above 0")
+    splits = load_splits(args.pairs_dir)
     sts = read_sts(args.sts_dev) if args.sts_dev else None
     teacher, student = load_models(args)
     shape_student(student, args)
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
-    splits = {name: dataset[name] for name in ("train", "dev")}
     contents = {name: content_fingerprint(split, accelerator) for name, split in splits.items()}
-    where = (cache_dir, accelerator)
-    pairs = TokenizedPairs(dataset["train"], contents["train"], student.tokenizer, student.max_seq_length, *where)
-    say(check_tokenizer(student.tokenizer, dataset["train"], pairs, args.allow_unknown_tokens))
-    if teacher.normalize:  # unit-norm labels shrink the gradient; the article's teachers have no such layer
-        say("the teacher ends in Normalize: its labels are the vectors before that layer")
-        teacher.normalize = False
-    pca_width = student.dimension if args.label_pca else None
-    labels = teacher_labels(teacher.to(device), splits, contents, LABEL_DTYPES[args.label_dtype], pca_width, *where)
+    of_train = splits["train"], contents["train"]
+    pairs = TokenizedPairs(*of_train, student.tokenizer, student.max_seq_length, cache_dir, accelerator)
+    say(check_tokenizer(student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens))
+    dtype, pca_width = LABEL_DTYPES[args.label_dtype], student.dimension if args.label_pca else None
+    labels = teacher_labels(teacher.to(device), splits, contents, dtype, pca_width, cache_dir, accelerator)
     del teacher
 
     # Optimizer and schedule: the learning rate rises, then falls to 0, in straight lines
@@ -260,7 +296,7 @@ def main(args: argparse.Namespace) -> None:
     metrics = Metrics(output_dir, progress.lines, accelerator)
     bar = progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator)
     tell = accelerator.on_main_process(bar.write)
-    tally = Tally(dataset["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
+    tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
     most_tokens = min(max_tokens, progress.max_tokens or max_tokens)
     rank_steps = RankSteps(steps, labels["train"], student, most_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
@@ -285,7 +321,7 @@ def main(args: argparse.Namespace) -> None:
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
-                scores = evaluate(gathered(whole, student), dataset["dev"], labels["dev"], sts, accelerator)
+                scores = evaluate(gathered(whole, student), splits["dev"], labels["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
                 tell(evaluation_report(progress.step, best_metric, scores), sys.stderr)
                 if progress.judge(scores[best_metric]):
@@ -302,7 +338,8 @@ def main(args: argparse.Namespace) -> None:
         optimizer.zero_grad()
         step, errors = next(coming), []
         try:
-            for number, (inputs, targets, weights) in enumerate(step.on(device).micro_batches(), 1):
+            step = step.on(device)
+            for number, (inputs, targets, weights) in enumerate(step.micro_batches(), 1):
                 # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
                 with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
                     error = distillation_loss(model(**inputs), targets, weights)

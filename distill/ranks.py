@@ -43,8 +43,7 @@ def listening() -> Iterator[None]:
     finally:
         if not isinstance(sys.exc_info()[1], Exception):
             _end_groups()
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
 
 
 def _remember(number: int, frame) -> None:
@@ -52,7 +51,7 @@ def _remember(number: int, frame) -> None:
 
 
 def ignore_signals(*_) -> None:
-    """For a process that works for a rank: the rank decides when it ends."""
+    """For a rank whose exit code is decided, and for a process that works for one and ends when the rank says."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -59,7 +59,8 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     assert entry["sts"] == scores["sts"] and entry["bitext"] == scores["bitext"]
 
     card = ModelCard.load(tmp_path / "export/README.md")
-    assert card.data.language == ["en", "ar", "de", "it"] and card.data.library_name == "sentence-transformers"
+    about = card.data.to_dict()
+    assert about["language"] == ["en", "ar", "de", "it"] and about["library_name"] == "sentence-transformers"
     found = {(one.dataset_config, one.metric_type): one.metric_value for one in card.data.eval_results}
     expected = {
         (name, metric): one[metric]

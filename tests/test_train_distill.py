@@ -36,7 +36,7 @@ from distill.folders import read_json
 from distill.pairs.pairs_folder import load_pairs
 from distill.training.cache import content_fingerprint, fill
 from distill.training.labels import teacher_labels
-from distill.training.steps import RankSteps, Steps, epoch_order, scratch
+from distill.training.steps import RankStep, RankSteps, Steps, epoch_order, scratch
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, mean_similarity
 from train_distill import build_parser, distillation_loss, main
@@ -404,6 +404,24 @@ def test_a_worker_gives_more_tensors_than_files_may_be_open(tokenized):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert len(found.sizes) == len(steps[0].sentences) > 500
+
+
+def test_what_is_tallied_is_where_the_errors_are(pairs, teacher, student, tmp_path, monkeypatch):
+    """A step is tallied as it is on the device: on a GPU its weights would else lie beside the errors' sums."""
+    on, add, moved, tallied = RankStep.on, Tally.add, [], []
+
+    def watched_on(self, device) -> RankStep:
+        moved.append(on(self, device))
+        return moved[-1]
+
+    def watched_add(self, number: int, step: RankStep, errors: list) -> None:
+        tallied.append(step)
+        add(self, number, step, errors)
+
+    monkeypatch.setattr(RankStep, "on", watched_on)
+    monkeypatch.setattr(Tally, "add", watched_add)
+    train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2")
+    assert len(tallied) == 2 and all(one is other for one, other in zip(tallied, moved, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -237,20 +237,16 @@ class SentenceEncoder(nn.Module):
             for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
         ]
         write_json(folder / "modules.json", modules)
-        write_json(
-            folder / "sentence_bert_config.json",
-            {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case},
-        )
-        write_json(
-            folder / "config_sentence_transformers.json",
-            {
-                "model_type": "SentenceTransformer",
-                "__version__": {},
-                "prompts": self.prompts,
-                "default_prompt_name": self.default_prompt_name,
-                "similarity_fn_name": self.similarity,
-            },
-        )
+        reads = {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
+        write_json(folder / "sentence_bert_config.json", reads)
+        about = {
+            "model_type": "SentenceTransformer",
+            "__version__": {},
+            "prompts": self.prompts,
+            "default_prompt_name": self.default_prompt_name,
+            "similarity_fn_name": self.similarity,
+        }
+        write_json(folder / "config_sentence_transformers.json", about)
 
 
 def encode_on_all_ranks(

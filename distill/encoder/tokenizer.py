@@ -54,21 +54,25 @@ def token_ids(tokenizer, sentences: list[str]) -> list[list[int]]:
     return tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
+def _content(tokenizer) -> dict:
+    """What tokenizer.json holds, without the truncation and padding that the last call left behind."""
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+
+
 def tokenizer_text(tokenizer) -> str:
-    """A tokenizer as JSON, without the truncation and padding that its last call left behind."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(content | {"truncation": None, "padding": None})
+    """A tokenizer as JSON, the same before and after it was called."""
+    return json.dumps(_content(tokenizer))
 
 
 def tokenizer_content(tokenizer) -> dict:
-    """What tokenizer.json holds, without the truncation and padding of the last call; UserError for other kinds."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "slow"}}
+    """What tokenizer.json holds of a Unigram, BPE or WordPiece tokenizer; UserError for other kinds."""
+    content = _content(tokenizer) if tokenizer.is_fast else {"model": {"type": "slow"}}
     if content["model"]["type"] not in ("Unigram", "BPE", "WordPiece"):
         raise UserError(
             f"{tokenizer.name_or_path} has a tokenizer of kind {content['model']['type']}: only fast Unigram, BPE and "
             "WordPiece tokenizers are supported"
         )
-    return content | {"truncation": None, "padding": None}
+    return content
 
 
 def set_token_ids(config, tokenizer) -> None:

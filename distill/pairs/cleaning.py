@@ -138,8 +138,9 @@ def read_excluded(specs: Iterable[str]) -> pl.Series:
     for spec in specs:
         for path in expand_languages(spec).values() if "{" in spec else [spec]:
             is_table = {".csv", *FORMATS["jsonl"], *FORMATS["parquet"]} & set(Path(path).suffixes)
-            there = [pl.Series([], dtype=pl.String), *(_table_sentences(path) if is_table else _plain_sentences(path))]
-            if (there := pl.concat(there)).is_in(["", None], nulls_equal=True).all():
+            parts = _table_sentences(path) if is_table else _plain_sentences(path)
+            there = pl.concat([pl.Series([], dtype=pl.String), *parts])
+            if there.is_in(["", None], nulls_equal=True).all():
                 raise UserError(f"{path} holds no sentence to exclude: check the file")
             sentences.append(fold(there))
     sentences = pl.concat(sentences).unique(maintain_order=True)

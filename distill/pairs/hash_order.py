@@ -65,9 +65,8 @@ class HashOrder:
                 if total == 0:
                     return
                 tables = [self._read(run, first, last + 1) for run in self.runs]
-                yield pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).sort(
-                    "hash", "language", maintain_order=True
-                )
+                frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+                yield frame.sort("hash", "language", maintain_order=True)
                 total, first = 0, last + 1
 
     def _spill(self) -> None:

@@ -22,7 +22,17 @@ import pyarrow.parquet as pq
 from distill.command import UserError
 from distill.languages import languages_of_name, required_tag, standard_tag
 from distill.pairs.schemas import table_pairs, wide_pairs
-from distill.text_files import BLOCK, OPENERS, decode, expand_languages, opened, reading, text_blocks, text_lines
+from distill.text_files import (
+    BLOCK,
+    OPENERS,
+    decode,
+    expand_languages,
+    opened,
+    read_lines,
+    reading,
+    text_blocks,
+    text_lines,
+)
 
 CHUNK = 100_000  # lines or rows of a frame
 NESTED_CHUNK = 1 << 15  # rows of a frame where one row holds many languages
@@ -337,10 +347,9 @@ def sentence_tables(path: str) -> Iterable[pl.DataFrame]:
 
 def _sentence_csv(path: str, delimiter: str) -> pl.DataFrame:
     """A CSV of three columns, or of more under a header that names them; as TSV it has no quotes."""
-    text = "\n".join(line for _, lines in text_lines(path) for line in lines)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
+        rows = list(csv.reader(io.StringIO("\n".join(read_lines(path))), delimiter=delimiter, quoting=quoting))
     except csv.Error as error:
         raise UserError(f"{path} is no sound table ({error}): mend it") from None
     header = ["sentence1", "sentence2", "score"]

@@ -72,9 +72,8 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     dropped = pl.Series([None], dtype=REASON).new_from_index(0, len(pairs))
     # Only a source with several translations in a language can have one twice, or too many.
     few = pairs[several].select("hash", "language", "target", start=run.gather(several))
-    reasons = (
-        [] if "duplicate" in skip else [("duplicate", ~pl.struct("hash", "language", "target").is_first_distinct())]
-    )
+    again = ~pl.struct("hash", "language", "target").is_first_distinct()
+    reasons = [] if "duplicate" in skip else [("duplicate", again)]
     few = few.with_columns(dropped=first_reason(reasons))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()

@@ -96,7 +96,8 @@ def evaluation_results(entry: dict, sets: list[StsSet], bitexts: list[Bitext]) -
                 metric_name=metric.replace("_", " ").capitalize(),
                 metric_value=entry[kind][one.name][metric],
             )
-            results += [result] * (result.metric_value is not None)
+            if result.metric_value is not None:
+                results.append(result)
     return results
 
 

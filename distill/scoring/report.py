@@ -225,9 +225,8 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
     last = entries[-1]
     lines = ["# Scores", "", command, ""]
     for entry in scores["models"]:
-        lines.append(
-            f"- {entry['name']}: `{entry['path']}`" + (f", not scored: {entry['error']}" if "error" in entry else "")
-        )
+        failure = f", not scored: {entry['error']}" if "error" in entry else ""
+        lines.append(f"- {entry['name']}: `{entry['path']}`{failure}")
     blocks = ["\n".join(lines), "## Means", markdown(summary_table(entries))]
     if len(entries) > 1:
         blocks += [f"## What {last['name']} gained", markdown(gain_table(last))]

@@ -135,12 +135,13 @@ def draw_audit(report: dict, path: Path) -> None:
 def print_audit(tokenizer: str, entry: dict, max_seq_length: int) -> None:
     print(f"\n{tokenizer}: {entry['vocabulary']:,} tokens")
     print(f"tokens unknown, per word, per character; sentences over {max_seq_length}; vocabulary used\n")
-    rows = [
-        (tag, *(f"{value:.1%}" if name.endswith("share") else value for name, value in list(row.items())[:7]))
-        for tag, row in entry["languages"].items()
-    ]
-    headers = ["language", "sentences", "unknown", "/ word", "/ char", "cut", "used", "verdict"]
+    rows = []
+    for language, row in entry["languages"].items():
+        figures = {name: value for name, value in row.items() if name != "worst_words"}
+        cells = (f"{value:.1%}" if name.endswith("_share") else value for name, value in figures.items())
+        rows.append([language, *cells])
     align = ["left", *["right"] * 6, "left"]
+    headers = ["language", "sentences", "unknown", "/ word", "/ char", "cut", "used", "verdict"]
     print(tabulate(rows, headers, floatfmt=".2f", missingval="-", colalign=align))
     print("\nworst words, with their tokens")
     for language, row in entry["languages"].items():

@@ -56,9 +56,8 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", number["sep"]), ("[CLS]", number["cls"]))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{n}_token": f"[{n.upper()}]" for n in SPECIAL_TOKENS}
-    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in SPECIAL_TOKENS}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def keep_layers(model, number: int) -> None:

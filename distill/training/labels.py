@@ -33,9 +33,13 @@ def teacher_labels(
 ) -> dict[str, np.ndarray]:
     """The labels of each split, (rows, dimension) float32 or float16 (`dtype`), memory-mapped.
 
-    `contents`: the fingerprint of each split. `pca_width`: narrow the vectors to so many principal components of
-    those of the train split.
+    The teacher's last Normalize is taken off. `contents`: the fingerprint of each split. `pca_width`: narrow the
+    vectors to so many principal components of those of the train split.
     """
+    if teacher.normalize:  # unit-norm labels shrink the gradient; the article's teachers have no such layer
+        say = accelerator.on_main_process(print)
+        say("the teacher ends in Normalize: its labels are the vectors before that layer")
+        teacher.normalize = False
     name = on_first_rank(partial(teacher_fingerprint, teacher), accelerator)
     if pca_width:
         append_pca(teacher, fingerprint(name, contents["train"]), splits["train"], pca_width, cache_dir, accelerator)

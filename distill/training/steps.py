@@ -145,9 +145,8 @@ class RankStep(NamedTuple):
 
     def on(self, device: torch.device) -> "RankStep":
         """The same with its tensors on a device."""
-        return RankStep(
-            **to_device(self._asdict() | {"inputs": [to_device(one, device) for one in self.inputs]}, device)
-        )
+        inputs = [to_device(batch, device) for batch in self.inputs]
+        return RankStep(**to_device(self._asdict() | {"inputs": inputs}, device))
 
     def micro_batches(self) -> Iterator[tuple[dict, Tensor, Tensor]]:
         """Inputs, labels and weights of each micro-batch."""

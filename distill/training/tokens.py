@@ -71,9 +71,8 @@ class TokenizedPairs:
             part = self.language_of_pair[start : start + block]
             for language, rows in enumerate(found):
                 its = np.flatnonzero(part == language)
-                rows.append(
-                    self.row_of_pair[start + its[(seen[language] + np.arange(len(its))) % every[language] == 0]]
-                )
+                taken = (seen[language] + np.arange(len(its))) % every[language] == 0
+                rows.append(self.row_of_pair[start + its[taken]])
                 seen[language] += len(its)
         return [np.concatenate(rows) for rows in found]
 
