@@ -47,6 +47,19 @@ def standard_tag(tag: str) -> str | None:
     return standard if langcodes.tag_is_valid(standard) else None
 
 
+@cache
+def is_region(language: str, word: str) -> bool:
+    """Whether a word after a language is surely its region or script ('pt', 'br'), not another language ('it', 'mt').
+
+    A script has four letters. A region is sure where the language is its likeliest ('mt' is Maltese before it is
+    Malta), or where the word is no language.
+    """
+    if standard_tag(f"{language}-{word}") is None:
+        return False
+    likely = langcodes.Language.get(f"und-{word}").maximize().language
+    return len(word) == 4 or standard_tag(word) is None or likely == langcodes.Language.get(language).language
+
+
 def required_tag(tag: str, where: str) -> str:
     """The standard form of a tag that the user wrote `where`; UserError with near matches for an unknown one."""
     standard = standard_tag(tag)

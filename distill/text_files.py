@@ -26,11 +26,20 @@ OPENERS = {
 
 
 def expand_languages(spec: str) -> dict[str, str]:
-    """'x.{en,it}.gz' -> {'en': 'x.en.gz', 'it': 'x.it.gz'}: the files of a brace path by language."""
+    """'x.{en,it}.gz' -> {'en': 'x.en.gz', 'it': 'x.it.gz'}: the files of a brace path by language.
+
+    'x.{en,pt-BR=ptbr}.gz' -> {'en': 'x.en.gz', 'pt-BR': 'x.ptbr.gz'}: TAG=TEXT says what a part of a name stands for.
+    """
     match = re.search(r"\{([^{}]+)\}", spec)
     if match is None:
         raise UserError(f"{spec} names no languages: write them in quoted braces, as in 'stsb-{{en,it}}-test.csv'")
-    return {lang: spec[: match.start()] + lang + spec[match.end() :] for lang in match[1].split(",")}
+    files = {}
+    for part in match[1].split(","):
+        tag, _, text = part.rpartition("=")
+        if (tag or text) in files:
+            raise UserError(f"{spec} names {tag or text} twice: leave one out")
+        files[tag or text] = spec[: match.start()] + text + spec[match.end() :]
+    return files
 
 
 @contextmanager

@@ -22,9 +22,10 @@ import pytest
 import build_pairs
 from distill.command import UserError
 from distill.folders import replaced_folder
-from distill.languages import LETTER, languages_of_name, script_pattern, standard_tag
+from distill.languages import LETTER, is_region, languages_of_name, script_pattern, standard_tag
 from distill.pairs import cleaning, hash_order
 from distill.pairs.readers import read_corpus
+from distill.text_files import expand_languages
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA", ROOT / "data"))
@@ -817,3 +818,17 @@ def test_slurm_array_and_merge_equal_one_call(tmp_path):
     merged = content(tmp_path / "pairs")
     for split in ("train", "dev"):
         assert merged[f"{split}/data-00000-of-00001.arrow"] == whole[f"{split}/data-00000-of-00001.arrow"]
+
+
+def test_a_brace_says_what_a_part_of_a_name_stands_for():
+    assert expand_languages("x.{en,pt-BR=ptbr}.gz") == {"en": "x.en.gz", "pt-BR": "x.ptbr.gz"}
+    with pytest.raises(UserError, match="names en twice"):
+        expand_languages("x.{en,en=english}")
+
+
+@pytest.mark.parametrize(
+    ("language", "word", "region"),
+    [("pt", "br", True), ("en", "us", True), ("zh", "hans", True), ("it", "mt", False), ("fr", "ca", False)],
+)
+def test_a_word_after_a_language_is_its_region_only_where_that_is_sure(language, word, region):
+    assert is_region(language, word) is region
