@@ -16,28 +16,31 @@ The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perh
 import argparse
 import re
 import shutil
+import textwrap
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import datasets
+import numpy as np
 import polars as pl
 from tabulate import tabulate
 from tqdm import tqdm
 
-from distill.command import Parser, UserError, at_least, run
-from distill.folders import read_json, replaced_folder, write_json, writing
-from distill.languages import required_tag
+from distill.command import Parser, UserError, at_least, between, run, share
+from distill.folders import check_output, read_json, replaced_folder, write_json, writing
+from distill.languages import covers, required_tag, standard_tag
 from distill.pairs.cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
 from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
 from distill.pairs.pairs_folder import FLAT, GROUPED, ArrowFolder, TsvFolder, flat, grouped
-from distill.pairs.readers import FORMATS, read_corpus
+from distill.pairs.readers import read_corpus
 from distill.pairs.selection import Account, select, split_of
+from distill.pairs.tables import FORMATS
 
 CORPUS_HELP = (
     "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
-    "line-aligned text in quoted braces ('train.{en,de}.gz')"
+    "line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of two columns"
 )
-EXCLUDE_HELP = "evaluation files whose sentences to drop: STS tables, or a sentence a line; braces allowed"
+EXCLUDE_HELP = "evaluation files whose sentences to drop, whatever holds them; braces allowed"
 
 SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.join(FILTERS)})"
 
@@ -56,13 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     cleaning = parser.add_argument_group("cleaning")
     cleaning.add_argument("--skip", nargs="+", default=[], metavar="STEP", choices=[*MENDING, *FILTERS], help=SKIP_HELP)
     cleaning.add_argument("--max_sentence_length", type=at_least(1), default=250, help="longest sentence (characters)")
-    cleaning.add_argument("--max_length_ratio", type=float, default=4, help="of the sides, 10 characters added to both")
+    cleaning.add_argument("--max_length_ratio", type=between(1), default=4, help="of the sides, each 10 longer")
     cleaning.add_argument("--max_translations", type=at_least(1), default=3, help="most translations in one language")
     cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
     selection.add_argument("--max_sentences_per_language", type=at_least(1), default=500_000, help="most of a language")
-    selection.add_argument("--dev_fraction", type=float, default=0.01, help="share of source sentences held out")
-    selection.add_argument("--test_fraction", type=float, default=0.0, help="share held out a second time")
+    selection.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
+    selection.add_argument("--test_fraction", type=share, default=0.0, help="share held out a second time")
     selection.add_argument("--seed", type=at_least(0), default=42, help="decides which sentences are held out")
     selection.add_argument("--shard", metavar="I/N", help="do only part I (from 0) of N of the source sentences")
     views = parser.add_argument_group("views")
@@ -79,11 +82,27 @@ def check(args: argparse.Namespace) -> None:
     """UserError for options that do not go together, or are out of range."""
     if (args.source_column is None) != (args.target_column is None):
         raise UserError("--source_column and --target_column go together: give both")
-    if args.max_length_ratio < 1:
-        raise UserError("--max_length_ratio must be 1 or more")
-    if min(args.dev_fraction, args.test_fraction) < 0 or args.dev_fraction + args.test_fraction >= 1:
-        raise UserError("--dev_fraction and --test_fraction must be at least 0 and together below 1")
-    parts = [parse_shard(shard) for shard in map(shard_of, args.corpus) if shard]
+    if args.dev_fraction + args.test_fraction >= 1:
+        raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    check_output(args.output_dir, args)
+    made = {corpus: made_with(corpus) for corpus in args.corpus}
+    for corpus, options in made.items():
+        if options and options["source_language"] != args.source_language:
+            raise UserError(
+                f"{corpus} has the source language {options['source_language']}, not {args.source_language}"
+            )
+    sharded = {corpus: options for corpus, options in made.items() if options.get("shard")}
+    for corpus, options in sharded.items():
+        for name in sorted(vars(args).keys() - NOT_OF_THE_WHOLE):
+            if options[name] != getattr(args, name):
+                had = f"{corpus} was made with --{name} {options[name]}"
+                raise UserError(
+                    f"{had}, not {getattr(args, name)}: make all shards and their merge with the same options"
+                )
+        first = next(iter(sharded))
+        if options["corpus"] != sharded[first]["corpus"]:
+            raise UserError(f"{corpus} and {first} are shards of different corpora: merge those of the same --corpus")
+    parts = [parse_shard(options["shard"]) for options in sharded.values()]
     shards = max((shards for _, shards in parts), default=0)
     if sorted(parts) != [(i, shards) for i in range(shards)]:
         given = " ".join(f"{i}/{n}" for i, n in sorted(parts))
@@ -98,12 +117,24 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def shard_of(corpus: str) -> str | None:
-    """'I/N' for a folder that this script wrote with --shard I/N."""
-    return read_json(Path(corpus) / "args.json", {}).get("shard")
+# Options in which a merge may differ from its shards.
+NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line"}
 
 
-def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series | None) -> pl.DataFrame:
+def made_with(corpus: str) -> dict:
+    """The options that this script wrote a folder with; none for any other corpus."""
+    options = read_json(Path(corpus) / "args.json", {})
+    return options if isinstance(options, dict) and {"shard", "source_language"} <= options.keys() else {}
+
+
+def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> str | None:
+    """The language that pairs of a tag are taken as: 'zh-CN' as 'zh' where that was asked for; None where none was."""
+    if wanted is None:
+        return tag if standard_tag(tag) and not covers(source_language, tag) else None
+    return max((language for language in wanted if covers(language, tag)), key=len, default=None)
+
+
+def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray | None) -> pl.DataFrame:
     """A chunk of a corpus with mended sentences, `hash`, `dropped`, and per mending step whether it changed the pair.
 
     Of a shard, only its own pairs come back.
@@ -130,7 +161,7 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: pl.Series |
 
 
 def collect(
-    args: argparse.Namespace, wanted: set[str] | None, excluded: pl.Series | None, account: Account, order: HashOrder
+    args: argparse.Namespace, wanted: set[str] | None, excluded: np.ndarray | None, account: Account, order: HashOrder
 ) -> None:
     """Read and clean every corpus into `order`. UserError for one without pairs, or for a language that none has."""
     columns = (args.source_column, args.target_column) if args.source_column else None
@@ -139,17 +170,17 @@ def collect(
         for corpus, spec in enumerate(args.corpus):
             has_source = False
             for chunk in read_corpus(spec, args.source_language, args.format, columns):
-                there.update(chunk["language"].unique())
+                tags = chunk["language"].unique().to_list()
+                there.update(tags)
                 has_source = has_source or chunk["source"].null_count() < len(chunk)
                 bar.update(len(chunk))
-                if wanted is not None:
-                    chunk = chunk.filter(pl.col("language").is_in(wanted))
-                if chunk.is_empty():
-                    continue
-                order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
-            if not has_source and not shard_of(spec):  # few sentences leave some shards without any
+                taken = {tag: language_taken(tag, wanted, args.source_language) for tag in tags}
+                chunk = account.taken(chunk, corpus, taken)
+                if not chunk.is_empty():
+                    order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
+            if not has_source and not made_with(spec).get("shard"):  # few sentences leave some shards without any
                 raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
-    lacking = sorted(wanted - there) if wanted else []
+    lacking = [language for language in sorted(wanted or ()) if not any(covers(language, tag) for tag in there)]
     if lacking:
         found = " ".join(sorted(there)) or "none"
         raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
@@ -183,6 +214,8 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
     for name in sizes:
         if rows[name] == 0 and not args.shard:
             left = sum(rows.values())
+            if left == 0:
+                raise UserError(f"no pair is left: {account.summary()}")
             option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
             raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
     return {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
@@ -190,8 +223,8 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
 
 def main(args: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
-    check(args)
     args.source_language = required_tag(args.source_language, "--source_language")
+    check(args)
     wanted = None
     if args.target_languages != ["all"]:
         wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
@@ -210,10 +243,14 @@ def main(args: argparse.Namespace) -> None:
 def print_report(report: dict, output_dir: str) -> None:
     """The account as a table per corpus, one line per language, as wide as the terminal."""
     width = shutil.get_terminal_size().columns
+
+    def listed(numbers: dict[str, int], mark: str = " ") -> str:
+        return ", ".join(f"{name}{mark}{number}" for name, number in numbers.items())
+
     for corpus in report["corpora"]:
         # A no-break space keeps a reason and its number on one line of a wrapped cell.
         rows = [
-            [tag, found["read"], found["kept"], ", ".join(f"{name}\u00a0{n}" for name, n in found["dropped"].items())]
+            [tag, found["read"], found["kept"], listed(found["dropped"], "\u00a0")]
             for tag, found in corpus["languages"].items()
         ]
         headers = ["language", "read", "kept", "dropped"]
@@ -221,6 +258,12 @@ def print_report(report: dict, output_dir: str) -> None:
         print(corpus["corpus"])
         table = tabulate(rows, headers, maxcolwidths=[None, None, None, max(width - left, 22)])
         print(table.replace("\u00a0", " "))
+        lines = [
+            f"{tag} is {listed(found['variants'])}" for tag, found in corpus["languages"].items() if "variants" in found
+        ]
+        if corpus["not_taken"]:
+            lines.append(f"not taken: {listed(corpus['not_taken'])}")
+        print("".join(f"{textwrap.fill(line, width, subsequent_indent='  ')}\n" for line in lines), end="")
     sizes = ", ".join(f"{name} {split['rows']} rows" for name, split in report["splits"].items())
     print(f"{output_dir}: {sizes}")
 

@@ -10,6 +10,7 @@
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from tabulate import tabulate
 
 from distill.command import Parser, UserError, at_least, run, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
-from distill.folders import check_replaceable, replaced_folder, write_json, writing
+from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import check_processes
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
 from distill.scoring.bootstrap import interval, paired_test, resampled_means
@@ -32,7 +33,6 @@ from distill.scoring.export import export_model, fp16_loss, model_card, push, tr
 from distill.scoring.metrics import cosine, similarities, sts_resamples, sts_scores, unit
 from distill.scoring.report import draw_scores, print_scores, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
-from distill.text_files import expand_languages
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -103,7 +103,7 @@ def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
     return list(found.values())
 
 
-def check(args: argparse.Namespace, models: dict[str, str]) -> None:
+def check(args: argparse.Namespace) -> None:
     """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
     if not (args.sts or args.bitext):
         raise UserError("nothing to score on: give --sts, --bitext or both")
@@ -119,15 +119,10 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         except HFValidationError as error:
             raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
     outputs = [Path(path).resolve() for path in (args.output_dir, args.export_dir) if path]
-    specs = [named(spec)[1] for spec in (*args.sts, *args.bitext)]
-    files = [path for spec in specs if "{" in spec for path in expand_languages(spec).values()]
-    folders = [spec.partition(":")[0] for spec in specs if "{" not in spec]
-    inputs = [*models.values(), *files, *folders, *filter(None, [args.teacher_model_name_or_path])]
     for path in outputs:
-        check_replaceable(path)
-        for other in [*outputs, *(Path(given).resolve() for given in inputs if Path(given).exists())]:
-            if path is not other and (path == other or path in other.parents):
-                raise UserError(f"{path} would be replaced, with {other} in it: name another output folder")
+        check_output(path, args)
+    if len(outputs) == 2 and os.path.commonpath(outputs) in map(str, outputs):
+        raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
 
 
 # ---------------------------------------------------------------- scores
@@ -261,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         accelerator.print("fp16 needs a GPU: this run computes in fp32")
     models = named_models(args.model_name_or_path)
-    check(args, models)
+    check(args)
     sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
     bitexts = read_all(args.bitext, read_bitext)
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]

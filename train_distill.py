@@ -29,10 +29,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
-from distill.command import Parser, Stopped, UserError, at_least, run
+from distill.command import Parser, Stopped, UserError, at_least, not_negative, positive, run, share
 from distill.encoder.packing import to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import replaced_folder, write_json, writing
+from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import agree, check_processes, leave, listening, on_first_rank, stopping, together
 from distill.scoring.sts import read_sts
@@ -73,16 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
-    training.add_argument("--language_temperature", type=float, default=1.0, help="above 1 evens out the languages")
+    training.add_argument("--language_temperature", type=positive, default=1.0, help="above 1 evens out the languages")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
-    training.add_argument("--num_train_epochs", type=float, default=1, help="passes over the pairs")
+    training.add_argument("--num_train_epochs", type=positive, default=1, help="passes over the pairs")
     training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
-    training.add_argument("--learning_rate", type=float, default=2e-5, help="peak of the schedule")
-    training.add_argument("--warmup_ratio", type=float, default=0.1, help="share of steps with rising learning rate")
-    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="epsilon of AdamW")
-    training.add_argument("--weight_decay", type=float, default=0.01, help="not on biases and norms")
-    training.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    training.add_argument("--dropout", type=float, default=0.0, help="rate while training, in place of the student's")
+    training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
+    training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")
+    training.add_argument("--adam_epsilon", type=positive, default=1e-8, help="epsilon of AdamW")
+    training.add_argument("--weight_decay", type=not_negative, default=0.01, help="not on biases and norms")
+    training.add_argument("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm")
+    training.add_argument("--dropout", type=share, default=0.0, help="rate while training, in place of the student's")
     training.add_argument("--seed", type=at_least(0), default=42, help="decides the order of the pairs and dropout")
     memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
     memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
@@ -254,6 +254,7 @@ def main(args: argparse.Namespace) -> None:
     on_cpu, best_metric = device.type == "cpu", metric_for_best_model(args)
     max_tokens = args.max_tokens_per_batch or (2048 if on_cpu else 16384)
     workers = args.dataloader_num_workers if args.dataloader_num_workers is not None else (0 if on_cpu else 1)
+    on_first_rank(partial(check_output, output_dir / "student", args), accelerator)
     checkpoint = on_first_rank(partial(find_checkpoint, args.resume_from_checkpoint, output_dir), accelerator)
 
     # Data, teacher and student

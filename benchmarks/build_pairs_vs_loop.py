@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 from distill.pairs.cleaning import FILTERS, MENDING
 from distill.pairs.hash_order import HashOrder
-from distill.pairs.readers import parquet_tables
 from distill.pairs.schemas import table_pairs
+from distill.pairs.tables import parquet_tables
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """What every command shares: its options and how they are shown, a user's errors, exit codes."""
 
 import argparse
+import errno
+import math
 import os
 import re
 import shlex
@@ -33,10 +35,29 @@ class Parser(argparse.ArgumentParser):
         parsed.command_line = f"{self.launched} {shlex.join(words)}"
         return parsed
 
+    def error(self, message: str):
+        """End as `run` does: in one line, without the list of all options."""
+        self.exit(2, f"{self.prog}: error: {message}; --help shows all options\n")
+
 
 def wrapped(command_line: str) -> str:
     """A command line as it is shown: four spaces before it, an option a line."""
     return "    " + re.sub(r" (?=--\w)", " \\\\\n      ", command_line)
+
+
+def between(lowest: float, highest: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """The type of an option that is a finite number from `lowest` (or `above` it) to `highest`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (lowest < value if above else lowest <= value) or not value <= highest or math.isinf(value):
+            bounds = f"{'above' if above else 'from'} {lowest:g}" + (
+                f" to {highest:g}" if highest < math.inf else " on"
+            )
+            raise argparse.ArgumentTypeError(f"{text} is no number {bounds}")
+        return value
+
+    return number
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -58,15 +79,30 @@ class Stopped(Exception):
     """A signal has ended the run, nothing is lost: what to do to go on, in one sentence."""
 
 
+positive, not_negative, share = between(0, above=True), between(0), between(0, 1)
+
+# What a file system says of a path that a user gave, whoever met it.
+ABOUT_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
+
+
 def run(main: Callable, args) -> None:
     """Run a script's `main(args)` and exit: 2 after a `UserError`, 75 when `Stopped`, each said in one line.
 
     75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
     try:
-        main(args)
+        try:
+            main(args)
+        except OSError as error:
+            if error.filename is None or error.errno not in ABOUT_PATHS:
+                raise
+            name = f"{str(error.filename)[:80]}{'...' * (len(str(error.filename)) > 80)}"
+            raise UserError(f"{name}: {os.strerror(error.errno)}") from error
     except (UserError, Stopped) as end:
         mistake = isinstance(end, UserError)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{end}", file=sys.stderr)
+            said = str(end).replace("\n", "\\n")  # a name may hold a line end
+            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{said}", file=sys.stderr)
         sys.exit(2 if mistake else os.EX_TEMPFAIL)

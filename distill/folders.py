@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +13,26 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from distill.command import UserError
+from distill.text_files import expand_languages
+
+# Options that name what a command reads.
+INPUTS = {
+    *("corpus", "exclude", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
+    *(
+        f"{model}name_or_path"
+        for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_")
+    ),
+}
+# What train_distill.py adds to a folder of pairs.
+ADDED = re.compile(r"cache/(tokens|labels|sample|pca)-[\w-]+(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))")
 
 
 def read_json(path: Path, default):
-    """The content of a JSON file, or `default` where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    """The content of a JSON file, or `default` where there is no such file. UserError where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    except ValueError as error:
+        raise UserError(f"{path} is no sound JSON ({error}): mend or remove it") from None
 
 
 def write_json(path: Path, content) -> None:
@@ -52,26 +68,58 @@ def writing(path: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
 
 
-def check_replaceable(path: str | Path) -> None:
-    """UserError where `replaced_folder` would be refused, or could not write: for scripts that compute long before."""
+def check_output(path: str | Path, args) -> None:
+    """UserError where `replaced_folder` would refuse or could not write: for scripts that compute long before.
+
+    An output is not, holds not and lies not in what an option of `args` names as an input, links resolved. What is
+    there already must be a folder that these scripts made, and that holds nothing else.
+    """
     path = Path(path).resolve()
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "args.json").is_file())):
-        raise UserError(f"{path} exists and was not made by these scripts: name another output folder")
+    for given in _inputs(args):
+        if path == given or path in given.parents or given in path.parents:
+            raise UserError(f"{path} would be written over the input {given}: name another output folder")
+    if path.exists() and (foreign := _foreign(path)):
+        raise UserError(f"{path} holds {foreign}, which no script wrote: name another output folder, or move it")
     parent = next(parent for parent in path.parents if parent.exists())
     with writing(path), tempfile.TemporaryDirectory(dir=parent):
         pass
 
 
+def _inputs(args) -> Iterator[Path]:
+    """The files and folders that options of INPUTS name, as they are or within a spec."""
+    for option in INPUTS & vars(args).keys():
+        given = getattr(args, option) or []
+        for spec in [given] if isinstance(given, str) else given:
+            for part in {spec, spec.partition("=")[2]} - {""}:  # NAME=SPEC
+                for path in expand_languages(part).values() if re.search(r"{.+}", part) else [part]:
+                    # 'folder:config:split'
+                    yield from (Path(name).resolve() for name in {path, path.partition(":")[0]} if os.path.exists(name))
+
+
+def _foreign(path: Path) -> str | None:
+    """The first thing in a folder that is not in its own list of what was written there; None if all is."""
+    if not path.is_dir():
+        return "a file"
+    try:
+        made = read_json(path / "args.json", {})
+        written = {"args.json", *made["files"]} if "command_line" in made else set()
+    except (UserError, KeyError, TypeError):
+        written = set()
+    inside = (found for found in sorted(path.rglob("*")) if found.is_symlink() or not found.is_dir())
+    names = (str(found.relative_to(path)) for found in inside)
+    return next((name for name in names if name not in written and not ADDED.fullmatch(name)), None)
+
+
 @contextmanager
-def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
+def replaced_folder(path: str | Path, args) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
 
-    `args` (a namespace) is written into it as `args.json`. A folder that holds files but no `args.json` is
-    not ours to replace: UserError.
+    `args` (a namespace) is written into it as `args.json`, with the list of its `files`. Raises what `check_output`
+    raises.
     """
-    check_replaceable(path)
+    check_output(path, args)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("being_written", "replaced"))
     if old.exists() and not path.exists():
         old.rename(path)  # killed between the two renames below
     for leftover in (temporary, old):
@@ -79,8 +127,8 @@ def replaced_folder(path: str | Path, args=None) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if args is not None:
-            write_json(temporary / "args.json", vars(args))
+        files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
+        write_json(temporary / "args.json", vars(args) | {"files": files})
         if not (path.exists() and exchange(temporary, path)):
             if path.exists():
                 path.rename(old)

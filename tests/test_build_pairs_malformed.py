@@ -11,12 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import datasets
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 import build_pairs
 from distill.command import UserError
+from distill.pairs.cleaning import mend
 
 ROOT = Path(__file__).parent.parent
 GOOD = "".join(f"Sentence number {i}.\tFrase numero {i}.\n" for i in range(2000)).encode()
@@ -79,7 +82,7 @@ REFUSED = {
     "wide TSV ragged": ({"w.tsv": b"en\tit\tde\na\tb\tc\na\tb\n"}, "w.tsv", "line 3: expected 3 columns .* found 2"),
     "TSV header twice": ({"w.tsv": b"en\tit\tit\na\tb\tc\n"}, "w.tsv", "line 1: the header names 'it' more than once"),
     "one language twice": ({"w.tsv": b"en\tit\tita\na\tb\tc\n"}, "w.tsv", "columns it and ita name the same language"),
-    "TSV of no language": ({"data.tsv": b"a\tb\n"}, "data.tsv", "the name must say the two languages"),
+    "TSV of no language": ({"data.tsv": b"a\tb\n"}, "data.tsv", "neither a header nor the name says the two languages"),
     "header alone": ({"w.tsv": b"en\tit\n"}, "w.tsv", "holds no sentence pair"),
     "binary": ({"a-en-it.tsv": bytes(range(256)) * 9}, "a-en-it.tsv", "line 2 is not UTF-8"),
     "unequal lines": (
@@ -129,9 +132,46 @@ REFUSED = {
     "CSV ragged": (
         {"w.csv": b"en,it\na,b\na,b,c\n"},
         "w.csv",
-        r"w.csv, row 3 with the header is no sound CSV \(Expected 2 columns, got 3",
+        r"w.csv, line 3: expected 2 columns \(en,it\), found 3",
     ),
     "CSV header twice": ({"w.csv": b"en,it,it\na,b,c\n"}, "w.csv", "line 1: the header names 'it' more than once"),
+    "CSV quote left open": (
+        {"w.csv": b'en,it\n"A dog runs.,Un cane corre.\nThe sun,Il sole\n"We eat",Mangiamo\nA,B\n'},
+        "w.csv",
+        "w.csv, line 2 begins a row with unsound quotes",
+    ),
+    "JSON true": ({"a.jsonl": jsonl({"en": "A.", "it": "B."}, {"en": "C.", "it": True})}, "a.jsonl", "line 2: the col"),
+    "JSON number": (
+        {"a.jsonl": b"\n" + jsonl({"en": "A.", "it": "B."}, {"en": "C.", "it": 3})},
+        "a.jsonl",
+        "line 3: the column it changed from string to number",
+    ),
+    "JSON list": (
+        {"a.jsonl": jsonl({"translation": {"en": "A.", "it": ["B."]}}, {"translation": {"en": "C.", "it": "D."}})},
+        "a.jsonl",
+        "line 2: the column translation/it changed from array to string",
+    ),
+    "JSON key twice": (
+        {"a.jsonl": b'{"en": "A.", "en": "B."}\n'},
+        "a.jsonl",
+        "line 1: the column en was spec",
+    ),
+    "TMX of two segments": (
+        {"a.tmx": TMX.format('<tu><tuv xml:lang="en"><seg>A.</seg><seg>B.</seg></tuv></tu>').encode()},
+        "a.tmx",
+        "translation unit 1 has two <seg> in one <tuv>",
+    ),
+    "TMX of unknown encoding": (
+        {"a.tmx": TMX.replace("?>", ' encoding="klingon"?>').format("").encode()},
+        "a.tmx",
+        "a.tmx cannot be read .*encoding",
+    ),
+    "columns of text": ({"x.en": b"A.\n", "x.it": b"B.\n"}, "en+it=x.{en,it}", "x.{en,it} names its languages itself"),
+    "args.json of nobody": (
+        {"saved/args.json": b"{", "saved/state.json": b"{}"},
+        "saved",
+        "args.json is no sound",
+    ),
     "CSV Latin-1": ({"w.csv": b"en,it\na,b\nc,\xe8\n"}, "w.csv", "w.csv, line 3 is not UTF-8"),
     "Parquet cut": ({"a.parquet": parquet([TED_ROW])[:-20]}, "a.parquet", "a.parquet cannot be read .*cut short"),
     "Parquet in name only": ({"a.parquet": GOOD}, "a.parquet", "a.parquet cannot be read"),
@@ -185,7 +225,8 @@ def test_refused_in_one_sentence(tmp_path, case, monkeypatch):
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as error:
-        build(tmp_path / spec if "nobody" not in spec else spec, tmp_path)
+        _, plus, name = spec.rpartition("en+it=")
+        build(f"{plus}{tmp_path / name}" if "nobody/" not in spec else spec, tmp_path)
     said = str(error.value)
     assert "\n" not in said and len(said) < 600 and "Traceback" not in said
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
@@ -210,11 +251,40 @@ COUNTED = {
         1,
         {},
     ),
+    "blank line in CSV": ("w.csv", b"en,it\n\nA dog runs.,Un cane corre.\n", 2, 1, {"missing": 1}),
+    "CSV of trailing commas": ("w.csv", b"en,it,,\nA dog runs.,Un cane corre.,,\n", 1, 1, {}),
+    "a cell of 1 MB": ("w.csv", b"en,it\nA dog runs.,Un cane corre.\nA," + b"b" * 2**20 + b"\n", 2, 1, {"too_long": 1}),
+    "nested TMX": ("a.tmx", TMX.format(
+        f'<tu><tuv xml:lang="en"><seg>A dog.</seg></tuv><tuv xml:lang="it"><seg>{"<hi>" * 3000}Un cane.'
+        f'{"</hi>" * 3000}</seg></tuv></tu>'
+    ).encode(), 1, 1, {}),
     "empty segment": ("a.tmx", TMX.format(
         '<tu><tuv xml:lang="en"><seg>A dog.</seg></tuv><tuv xml:lang="it"/></tu>'
         '<tu><tuv xml:lang="en"><seg>A cat.</seg></tuv><tuv xml:lang="it"><seg>Un gatto.</seg></tuv></tu>'
     ).encode(), 2, 1, {"missing": 1}),
 }  # fmt: skip
+
+
+def test_lists_of_fixed_size(tmp_path):
+    lists = [pa.array([both], pa.list_(pa.string(), 2)) for both in (["en", "it"], ["A dog.", "Un cane."])]
+    struct = pa.StructArray.from_arrays(lists, ["language", "translation"])
+    pa.parquet.write_table(pa.table({"translations": struct}), tmp_path / "a.parquet")
+    assert build(tmp_path / "a.parquet", tmp_path)["corpora"][0]["languages"]["it"]["kept"] == 1
+
+
+def test_placeholders_part_words_and_khmer_keeps_its_zero_width_spaces(tmp_path):
+    units = [("A dog<ph/>runs<bpt/>!", "Un<ph/> cane."), ("A b<bpt/>ig<ept/> dog.", "Un c<ph/>.")]
+    text = "".join(f'<tu><tuv lang="en"><seg>{e}</seg></tuv><tuv lang="it"><seg>{i}</seg></tuv></tu>' for e, i in units)
+    (tmp_path / "a.tmx").write_text(TMX.format(text))
+    build(tmp_path / "a.tmx", tmp_path)
+    rows = datasets.load_from_disk(tmp_path / "pairs")["train"]
+    assert {(row["source"], row["targets"][0]["sentence"]) for row in rows} == {
+        ("A dog runs!", "Un cane."),
+        ("A big dog.", "Un c."),
+    }
+    khmer = "ខ្ញុំ\u200bស្រលាញ់"
+    texts = pl.Series([f"{khmer}\u200b\u200b រុក្ខជាតិ\u200b", "a\u200b\u200bb\u200b"])
+    assert mend(texts, ["control_characters"])[0].to_list() == [f"{khmer} រុក្ខជាតិ", "ab"]
 
 
 @pytest.mark.parametrize("case", COUNTED)
@@ -230,7 +300,6 @@ def test_counted(tmp_path, case):
 def test_endless_line(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.text_files.MAX_LINE", 1000)
     monkeypatch.setattr("distill.text_files.BLOCK", 500)
-    monkeypatch.setattr("distill.pairs.readers.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(b"A.\tB.\n" + b"x" * 5000)
     with pytest.raises(UserError, match=r"a-en-it.tsv, line 2 is longer than"):
         build(tmp_path / "a-en-it.tsv", tmp_path)
@@ -238,7 +307,6 @@ def test_endless_line(tmp_path, monkeypatch):
 
 def test_line_numbers_beyond_the_first_block(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.text_files.BLOCK", 500)
-    monkeypatch.setattr("distill.pairs.readers.BLOCK", 500)
     (tmp_path / "a-en-it.tsv").write_bytes(GOOD + b"x\xff\ty\n")
     with pytest.raises(UserError, match=r"line 2001 is not UTF-8"):
         build(tmp_path / "a-en-it.tsv", tmp_path)
@@ -260,9 +328,8 @@ def test_pipe_without_a_writer_does_not_hang(tmp_path):
     "name, content, message",
     [
         ("no.csv", None, "no.csv does not exist"),
-        ("sts.csv", b"one column\n", "sts.csv, row 1: expected sentence1,sentence2,score"),
         ("sts.csv", b"A.,B.,1\nA.,\xe8,1\n", "sts.csv, line 2 is not UTF-8"),
-        ("sts.csv", b"a," + b"b" * 200_000, "sts.csv is no sound table"),
+        ("sts.csv", b'"A dog,1\nA "cat",2\n', "sts.csv, line 1 begins a row with unsound quotes"),
         ("test.txt", b"\n", "test.txt holds no sentence to exclude"),
         ("test.txt", b"", "test.txt holds no sentence to exclude"),
         ("test.jsonl", b"", "test.jsonl holds no sentence to exclude"),
@@ -327,8 +394,9 @@ def test_no_permission_to_write(open_folder, plain_user):
 
 def test_output_below_a_file(tmp_path):
     (tmp_path / "a-en-it.tsv").write_bytes(GOOD)
-    with pytest.raises(UserError, match=r"a-en-it.tsv/pairs cannot be written \(Not a directory\)"):
-        build(tmp_path / "a-en-it.tsv", tmp_path / "a-en-it.tsv")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"file/pairs cannot be written \(Not a directory\)"):
+        build(tmp_path / "a-en-it.tsv", tmp_path / "file")
 
 
 @pytest.mark.parametrize("limit", [1000, 40_000])

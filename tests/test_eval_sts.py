@@ -364,15 +364,21 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"bitext": ["{tmp}/text.{en,it}"]}, "the files are not line-aligned, their line counts are"),
         ({"bitext": ["text.en"]}, "text.en: give line-aligned files in quoted braces"),
         ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "--teacher_model_name_or_path is for the negative MSE"),
-        ({"output_dir": "{tmp}/full"}, "full exists and was not made by these scripts"),
+        ({"output_dir": "{tmp}/full"}, "full holds thesis.txt, which no script wrote"),
         ({"output_dir": "{tmp}/text.en/scores"}, "text.en/scores cannot be written (Not a directory)"),
         ({"export_dir": "/proc/export"}, "export cannot be written"),
-        ({"export_dir": "{tmp}/scores"}, "scores would be replaced"),
-        ({"export_dir": "{model}"}, "would be replaced"),
-        ({"output_dir": "{parent}"}, "would be replaced"),
-        ({"output_dir": "{parent}", **ELSEWHERE, "teacher_model_name_or_path": "{model}"}, "would be replaced"),
-        ({"output_dir": "{parent}", **ELSEWHERE, "sts": ["{parent}/sts-{en}.csv"]}, "would be replaced"),
-        ({"output_dir": "{parent}", **ELSEWHERE, "bitext": ["{parent}/text.{en,it}"]}, "would be replaced"),
+        ({"export_dir": "{tmp}/scores"}, "scores lie in one another"),
+        ({"export_dir": "{model}"}, "would be written over the input"),
+        ({"output_dir": "{parent}"}, "would be written over the input"),
+        (
+            {"output_dir": "{parent}", **ELSEWHERE, "teacher_model_name_or_path": "{model}"},
+            "would be written over the input",
+        ),
+        ({"output_dir": "{parent}", **ELSEWHERE, "sts": ["{parent}/sts-{en}.csv"]}, "would be written over the input"),
+        (
+            {"output_dir": "{parent}", **ELSEWHERE, "bitext": ["{parent}/text.{en,it}"]},
+            "would be written over the input",
+        ),
         ({"push_to_hub": "a/b", "export_dir": None}, "--push_to_hub uploads an export: give --export_dir too"),
         ({"push_to_hub": "a b/c"}, "--push_to_hub a b/c is no repository id"),
     ],
@@ -393,7 +399,8 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
     for name in ("sts-en.csv", "text.en", "text.it"):
         write(ours / name, "")
     for folder in (ours, ours / "student"):  # which makes them folders that the scripts may replace
-        write(folder / "args.json", "{}")
+        files = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+        write(folder / "args.json", json.dumps({"command_line": "x", "files": files}))
 
     def fill(value):
         if isinstance(value, list):

@@ -108,13 +108,13 @@ def test_a_later_commit_changes_nothing(tmp_path, github):
     [
         ("args.json", None, "PhilipMay/stsb-multi-mt cannot be fetched"),
         ("args.json", "", "git is not there"),
-        ("mine.txt", None, "data exists and was not made by these scripts"),
+        ("mine.txt", None, "data holds mine.txt, which no script wrote"),
     ],
     ids=["no network", "no git", "a folder of the user's"],
 )
 def test_a_mistake_is_one_sentence_and_changes_nothing(tmp_path, file, path, message):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / file).write_text("{}")
+    (tmp_path / "data" / file).write_text('{"command_line": "x", "files": []}')
     variables = instead_of_github(tmp_path / "nowhere") | ({} if path is None else {"PATH": path})
     done = script("runs/get_data.py", "--output_dir", f"{tmp_path}/data", **variables)
     assert done.returncode == 2

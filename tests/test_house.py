@@ -61,7 +61,22 @@ def test_a_number_out_of_range_is_refused(capsys, command, option, lowest):
     with pytest.raises(SystemExit) as end:
         importlib.import_module(name).build_parser().parse_args([*command, option, str(lowest - 1)])
     assert end.value.code == 2
-    assert capsys.readouterr().err.strip().endswith(f"{option}: {lowest - 1} is not {lowest} or more")
+    assert f"{option}: {lowest - 1} is not {lowest} or more; --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        *(("--learning_rate", value) for value in ("-1", "0", "nan", "inf")),
+        *(("--adam_epsilon", "-1"), ("--dropout", "2"), ("--language_temperature", "0"), ("--warmup_ratio", "2")),
+        *(("--weight_decay", "-1"), ("--max_grad_norm", "-1"), ("--num_train_epochs", "0")),
+    ],
+)
+def test_a_setting_of_training_out_of_range_is_refused(capsys, option, value):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("train_distill").build_parser().parse_args([option, value])
+    assert end.value.code == 2
+    assert f"argument {option}: {value} is no number " in capsys.readouterr().err
 
 
 def commands() -> list[tuple[str, str]]:

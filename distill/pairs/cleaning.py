@@ -1,21 +1,23 @@
 """Cleaning of sentence pairs: steps that mend a sentence, filters that drop a pair, each counted under its name."""
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
+import numpy as np
 import polars as pl
 
 from distill.command import UserError
 from distill.languages import LETTER, script_pattern
-from distill.pairs.readers import FORMATS, sentence_tables
-from distill.text_files import expand_languages, text_lines
+from distill.pairs.tables import texts
+from distill.text_files import expand_languages
 
-# Control characters that are no white space, and characters that show nothing: soft hyphen, zero-width space,
-# direction marks, byte order marks. The zero-width joiners stay: Persian and Hindi spell with them.
+# Control characters that are no white space, and characters that show nothing: soft hyphen, direction marks, byte order
+# marks. The zero-width joiners stay: Persian and Hindi spell with them.
 CONTROL = (
-    r"[\x00-\x08\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200b}\x{200e}\x{200f}\x{202a}-\x{202e}"
+    r"[\x00-\x08\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}\x{ad}\x{200e}\x{200f}\x{202a}-\x{202e}"
     r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffb}]"
 )
+# A zero-width space that does not part words, as it does in Khmer and other scripts that are written without spaces.
+ZERO_WIDTH_SPACE = r"(^|[^\p{Khmer}\p{Thai}\p{Lao}\p{Myanmar}\p{Tibetan}\x{200b}])\x{200b}+|\x{200b}+($|\s)"
 WHITE_SPACE = r"[^\S ]|  |^ | $"
 # What NFC may change: marks, Jamo, and the characters that have a canonical decomposition and no way back.
 # Everything else is NFC already, and asking that is six times faster than normalising.
@@ -37,7 +39,7 @@ REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_li
 def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:
     """The sentences after the named steps of `MENDING`, and for each step which sentences (bool) it changed."""
     # One search tells which sentences need any work; in clean text that is few, and only those are rewritten.
-    suspects = sentences.str.contains(f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}").fill_null(False).arg_true()
+    suspects = sentences.str.contains(f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}|\u200b").fill_null(False).arg_true()
     changed = {}
     rest = sentences.gather(suspects)
     for step in MENDING:
@@ -47,7 +49,7 @@ def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[st
         if step == "nfc":
             rest = rest.str.normalize("NFC")
         elif step == "control_characters":
-            rest = rest.str.replace_all(CONTROL, "")
+            rest = rest.str.replace_all(CONTROL, "").str.replace_all(ZERO_WIDTH_SPACE, "${1}${2}")
         else:
             rest = rest.str.replace_all(r"\s+", " ").str.strip_chars()
         changed[step] = _marked(len(sentences), suspects, rest != before)
@@ -62,12 +64,12 @@ def inspect(
     steps: Iterable[str],
     filters: Iterable[str],
     max_sentence_length: int,
-    excluded: pl.Series | None,
+    excluded: np.ndarray | None,
 ) -> pl.DataFrame:
     """Mend sentences and judge each by itself: columns `sentence`, `length`, `fault`, and a bool per mending step.
 
     `languages` holds the language of each. `fault` is the first reason to drop the sentence, null for none.
-    `excluded` holds folded sentences (see `fold`).
+    `excluded` is that of `read_excluded`.
     """
     sentences, changed = mend(sentences, steps)
     lengths = sentences.str.len_chars()
@@ -78,7 +80,9 @@ def inspect(
         faults.append(("too_long", lengths > max_sentence_length))
     faults += _letter_faults(sentences, languages, filters)
     if excluded is not None:
-        faults.append(("excluded", fold(sentences).is_in(excluded.implode())))
+        hashes = fold(sentences).hash().to_numpy()
+        places = np.searchsorted(excluded, hashes).clip(max=len(excluded) - 1)
+        faults.append(("excluded", pl.Series(excluded[places] == hashes)))
     frame = pl.DataFrame({"sentence": sentences, "length": lengths, **changed})
     return frame.with_columns(fault=first_reason(faults))
 
@@ -125,36 +129,24 @@ def _marked(length: int, at: pl.Series, flags: pl.Series) -> pl.Series:
 
 
 def fold(sentences: pl.Series) -> pl.Series:
-    """Sentences as --exclude compares them: NFC, no control characters, white space and case folded."""
-    return mend(sentences, MENDING)[0].str.to_lowercase()
+    """Sentences as --exclude compares them: the letters, marks and digits, lower-cased, a space for all between them.
+
+    Null for a sentence without any.
+    """
+    words = mend(sentences, MENDING)[0].str.to_lowercase().str.replace_all(r"[^\p{L}\p{M}\p{N}]+", " ")
+    return words.str.strip_chars().replace("", None)
 
 
-def read_excluded(specs: Iterable[str]) -> pl.Series:
-    """Every sentence of the evaluation files, folded: text with a sentence a line, or tables as in --sts.
+def read_excluded(specs: Iterable[str]) -> np.ndarray:
+    """Hashes, sorted, of every text of the evaluation files, folded: of every line, cell and string in them.
 
-    A brace path names a file per language. Of TSV every cell is taken.
+    A brace path names a file per language.
     """
     sentences = []
     for spec in specs:
         for path in expand_languages(spec).values() if "{" in spec else [spec]:
-            is_table = {".csv", *FORMATS["jsonl"], *FORMATS["parquet"]} & set(Path(path).suffixes)
-            parts = _table_sentences(path) if is_table else _plain_sentences(path)
-            there = pl.concat([pl.Series([], dtype=pl.String), *parts])
-            if there.is_in(["", None], nulls_equal=True).all():
+            there = fold(pl.concat([pl.Series([], dtype=pl.String), *texts(path)])).drop_nulls()
+            if there.is_empty():
                 raise UserError(f"{path} holds no sentence to exclude: check the file")
-            sentences.append(fold(there))
-    sentences = pl.concat(sentences).unique(maintain_order=True)
-    return sentences.filter(sentences != "")
-
-
-def _plain_sentences(path: str) -> Iterator[pl.Series]:
-    """A sentence a line; in a TSV every cell."""
-    for _, lines in text_lines(path):
-        yield lines.str.split("\t").explode() if ".tsv" in path else lines
-
-
-def _table_sentences(path: str) -> Iterator[pl.Series]:
-    for table in sentence_tables(path):
-        if len(table.columns) and not {"sentence1", "sentence2"} <= set(table.columns):
-            raise UserError(f"{path} has the columns {', '.join(table.columns)}: expected sentence1 and sentence2")
-        yield from (table[name].cast(pl.String) for name in ("sentence1", "sentence2") if len(table))
+            sentences.append(there.hash().to_numpy())
+    return np.unique(np.concatenate(sentences))

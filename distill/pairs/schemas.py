@@ -4,24 +4,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
-import polars.selectors as cs
 
 from distill.command import UserError
-from distill.languages import languages_of_name, standard_tag
+from distill.languages import covers, language_of_word, languages_of_name
 
 MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what tables write where a translation is missing
+COLUMN_PAIRS = (("source", "target"), ("english", "non_english"))  # columns of sentences that name no language
+NUMBERS = {"id", "no"}  # headers of languages, and as often of the numbers of rows
 
 
 def table_pairs(
-    table: pl.DataFrame, spec: str, source_language: str, columns: tuple[str, str] | None = None, row: int = 0
+    table: pl.DataFrame,
+    spec: str,
+    source_language: str,
+    columns: tuple[str, str] | None = None,
+    languages: tuple[str, str] | None = None,
+    row: int = 0,
 ) -> Iterator[pl.DataFrame]:
-    """The pairs of a table whose first row is row `row` of the corpus; its schema is found from its columns."""
-    table = table.with_columns((cs.categorical() | cs.enum()).cast(pl.String))
+    """The pairs of a table whose first row is row `row` of the corpus; its schema is found from its columns.
+
+    `columns`: the source and the target column; `languages`: those of the two columns of sentences.
+    """
+    table = _with_nulls(table.cast({name: _plain(dtype) for name, dtype in table.schema.items()}))
     names = table.columns
     nested = next((name for name in ("translations", "translation") if name in names), None)
-    if columns is not None or {"english", "non_english"} <= set(names) or {"source", "target"} <= set(names):
-        yield column_pairs(table, spec, source_language, columns)
-    elif {"source", "targets"} <= set(names):
+    if columns is not None or any(set(pair) <= set(names) for pair in COLUMN_PAIRS):
+        yield column_pairs(table, spec, source_language, columns, languages)
+        return
+    if languages is not None:
+        raise UserError(f"{spec} names its languages itself: give it without {'+'.join(languages)}=")
+    if {"source", "targets"} <= set(names):
         yield _grouped_pairs(table, spec)
     elif nested and isinstance(table.schema[nested], pl.Struct):
         inner = table[nested].struct.unnest()
@@ -29,8 +41,8 @@ def table_pairs(
             yield _ted_pairs(inner, spec, source_language, row)
         else:
             yield from wide_pairs(_with_nulls(inner), spec, source_language)
-    elif source_language in map(standard_tag, names):
-        yield from wide_pairs(_with_nulls(table), spec, source_language)
+    elif any(covers(source_language, tag) for tag in map(language_of_word, names) if tag):
+        yield from wide_pairs(table, spec, source_language)
     else:
         raise UserError(
             f"{spec} has the columns {', '.join(names)}: expected one of translations (TED), translation (OPUS), "
@@ -39,19 +51,35 @@ def table_pairs(
         )
 
 
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    """A type without what is but another way to store it: categories, lists of a fixed size."""
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain(dtype.inner))
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _plain(field.dtype) for field in dtype.fields})
+    return dtype
+
+
 def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator[pl.DataFrame]:
-    """A column per language. In a table of three languages or more a null target is no pair: it was never there."""
-    tags = {name: standard_tag(name) for name, dtype in table.schema.items() if dtype in (pl.String, pl.Null)}
+    """A column per language. In a table of three languages or more a null target is no pair: it was never there.
+
+    The source is the language's own column, else that of a variant. Pairs of a column of numbers are in no language.
+    """
+    tags = {name: language_of_word(name) for name, dtype in table.schema.items() if dtype in (pl.String, pl.Null)}
     by_tag = {tag: name for name, tag in tags.items() if tag}
     twice = [name for name, tag in tags.items() if tag and by_tag[tag] != name]
     if twice:
         raise UserError(f"{spec}: the columns {twice[0]} and {by_tag[tags[twice[0]]]} name the same language: drop one")
-    source = by_tag.pop(source_language, None)
-    if source is None:
+    of_source = sorted((tag for tag in by_tag if covers(source_language, tag)), key=len)
+    if not of_source:
         raise UserError(f"{spec} lacks the source language {source_language!r}: it has {' '.join(by_tag) or 'none'}")
+    source = by_tag.pop(of_source[0])
     for tag, name in by_tag.items():
         sides = table.select(source=pl.col(source).cast(pl.String), target=pl.col(name).cast(pl.String))
-        pairs = sides.select("source", pl.lit(tag).alias("language"), "target")
+        is_text = name.lower() not in NUMBERS or sides["target"].str.contains(r"\p{L}\s+\p{L}").any()
+        pairs = sides.select("source", pl.lit(tag if is_text else f"column {name}").alias("language"), "target")
         yield pairs.filter(pl.col("target").is_not_null()) if len(by_tag) > 1 else pairs
 
 
@@ -72,10 +100,13 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
     sentences = table.select("language", "translation").with_row_index("row").explode("language", "translation")
     sentences = sentences.filter(pl.any_horizontal(pl.col("language", "translation").is_not_null()))
     sentences = sentences.with_columns(_standard(pl.col("language"), sentences["language"]))
-    sources = sentences.filter(language=source_language).unique("row", keep="first", maintain_order=True)
+    # Of a row's sentences in the source language its own comes before those of variants.
+    of_source = [tag for tag in sentences["language"].drop_nulls().unique() if covers(source_language, tag)]
+    sources = sentences.with_row_index("place").filter(pl.col("language").is_in(of_source))
+    sources = sources.sort(pl.col("language").str.len_chars(), "place").unique("row", keep="first", maintain_order=True)
     at = pl.Series([None], dtype=pl.UInt32).extend_constant(None, max(len(table) - 1, 0))
     at = at.scatter(sources["row"], pl.int_range(len(sources), dtype=pl.UInt32, eager=True))
-    targets = sentences.filter(pl.col("language").ne_missing(source_language))
+    targets = sentences.filter(~pl.int_range(pl.len()).is_in(sources["place"].implode()))
     return targets.select(
         source=sources["translation"].gather(at.gather(targets["row"])), language="language", target="translation"
     )
@@ -90,33 +121,39 @@ def _grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
 
 
 def column_pairs(
-    table: pl.DataFrame, spec: str, source_language: str, columns: tuple[str, str] | None = None
+    table: pl.DataFrame,
+    spec: str,
+    source_language: str,
+    columns: tuple[str, str] | None = None,
+    languages: tuple[str, str] | None = None,
 ) -> pl.DataFrame:
-    """Two columns of sentences; the target language from a column `language`, else from the corpus's name."""
-    languages = next(filter(None, (languages_of_name(part, source_language) for part in _names(spec))), None)
-    if columns is not None:
-        source, target = columns
-    elif "english" in table.columns:
-        source, target = ("english", "non_english") if source_language == "en" else ("non_english", "english")
-    else:
-        source, target = "source", "target"
+    """Two columns of sentences; the target language from a column `language`, `languages`, or the corpus's name."""
+    source, target = columns or next(pair for pair in COLUMN_PAIRS if set(pair) <= set(table.columns))
+    if source == "english" and columns is None and not covers("en", source_language):
+        source, target = target, source
     if lacking := [name for name in (source, target) if name not in table.columns]:
         raise UserError(f"{spec} lacks the column {lacking[0]!r}: it has {', '.join(table.columns)}")
     if bad := [name for name in (source, target) if table.schema[name] not in (pl.String, pl.Null)]:
         raise UserError(f"{spec}: the column {bad[0]!r} holds {table.schema[bad[0]]}, not sentences")
     if table.schema.get("language") == pl.String:
         language = _standard(pl.col("language"), table["language"])
-    elif languages is not None:
-        language = pl.lit(languages[0])
+    elif languages := languages or named_languages(spec, source_language):
+        language = pl.lit(next(tag for tag in languages if not covers(source_language, tag)))
     else:
         raise UserError(
-            f"{spec}: nothing names the target language of the column {target!r}: put both languages in the name or "
-            f"config, as in {source_language}-it, or add a column 'language'"
+            f"{spec}: nothing names the target language of the column {target!r}: say both, as in --corpus "
+            f"{source_language}+it={Path(spec).name}, or add a column 'language'"
         )
-    pairs = table.select(
-        source=pl.col(source).cast(pl.String), language=language, target=pl.col(target).cast(pl.String)
-    )
-    return pairs.filter(pl.col("language").ne_missing(source_language))
+    return table.select(source=pl.col(source).cast(pl.String), language=language, target=pl.col(target).cast(pl.String))
+
+
+def named_languages(spec: str, source_language: str) -> tuple[str, str] | None:
+    """The two languages, in their order, in a corpus's name: its hub config, file or folder."""
+    for part in _names(spec):
+        if found := languages_of_name(part, source_language):
+            tag, source_first = found
+            return (source_language, tag) if source_first else (tag, source_language)
+    return None
 
 
 def _names(spec: str) -> list[str]:
@@ -126,6 +163,6 @@ def _names(spec: str) -> list[str]:
 
 
 def _standard(column: pl.Expr, values: pl.Series) -> pl.Expr:
-    """A column of language tags in standard form; what is no known tag stays as it is."""
-    standard = {tag: standard_tag(tag) or tag for tag in values.drop_nulls().unique().to_list()}
+    """A column of language tags, or names, in standard form; what is no known one stays as it is."""
+    standard = {tag: language_of_word(tag) or tag for tag in values.drop_nulls().unique().to_list()}
     return column.replace({tag: new for tag, new in standard.items() if tag != new})

@@ -18,6 +18,18 @@ class Account:
     def __init__(self):
         self.counts: Counter = Counter()
         self.samples: defaultdict[tuple, list] = defaultdict(list)
+        self.variants: defaultdict[int, Counter] = defaultdict(Counter)  # (language, tag) that it was taken from
+        self.not_taken: defaultdict[int, Counter] = defaultdict(Counter)  # tags that were read and not asked for
+
+    def taken(self, pairs: pl.DataFrame, corpus: int, languages: dict[str, str | None]) -> pl.DataFrame:
+        """The pairs under the language that each tag is taken as; those of others (None) are counted and left out."""
+        for tag, number in pairs.group_by("language").len().iter_rows():
+            if languages[tag] is None:
+                self.not_taken[corpus][tag] += number
+            elif languages[tag] != tag:
+                self.variants[corpus][languages[tag], tag] += number
+        names = pl.col("language").replace_strict(languages, return_dtype=pl.String)
+        return pairs.with_columns(names).filter(pl.col("language").is_not_null())
 
     def cleaned(self, pairs: pl.DataFrame, corpus: int) -> pl.DataFrame:
         """Count pairs read from a corpus, what mending changed and what was dropped; the others are returned."""
@@ -42,8 +54,14 @@ class Account:
         return pairs.filter(pl.col("dropped").is_null()).drop("dropped")
 
     def report(self, corpora: list[str]) -> list[dict]:
-        """Per corpus and language: pairs read, kept, mended by step and dropped by reason (read = kept + dropped)."""
-        report = [{"corpus": spec, "languages": {}} for spec in corpora]
+        """Per corpus and language: pairs read, kept, mended by step and dropped by reason (read = kept + dropped).
+
+        Also the variants that a language was taken from, if any; and by tag the pairs that were read but not taken.
+        """
+        report = [
+            {"corpus": spec, "languages": {}, "not_taken": dict(sorted(self.not_taken[corpus].items()))}
+            for corpus, spec in enumerate(corpora)
+        ]
         for (corpus, language, name), number in sorted(self.counts.items()):
             empty = {"read": 0, "kept": 0, "mended": {}, "dropped": {}}
             entry = report[corpus]["languages"].setdefault(language, empty)
@@ -51,7 +69,19 @@ class Account:
                 entry[name] = number
             elif number:
                 entry["mended" if name in MENDING else "dropped"][name] = number
+        for corpus, found in self.variants.items():
+            for (language, tag), number in sorted(found.items()):
+                report[corpus]["languages"][language].setdefault("variants", {})[tag] = number
         return report
+
+    def summary(self) -> str:
+        """What became of all pairs, in one line: '12 read, dropped wrong_script 12'."""
+        totals = Counter()
+        for (_, _, name), number in self.counts.items():
+            totals[name] += number
+        drops = ", ".join(f"{name} {n}" for name, n in totals.most_common() if name not in ("read", "kept", *MENDING))
+        others = sum(sum(tags.values()) for tags in self.not_taken.values())
+        return f"{totals['read']} read, dropped {drops or 'none'}, {others} of other languages not taken"
 
     def write_samples(self, path: Path, corpora: list[str]) -> None:
         with path.open("w", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ import polars as pl
 
 from distill.command import UserError
 from distill.languages import required_tag
-from distill.pairs.readers import sentence_tables
+from distill.pairs.tables import sentence_tables
 from distill.text_files import expand_languages
 
 SCORE_COLUMNS = ("score", "similarity_score", "label")

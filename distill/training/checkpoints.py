@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from distill.command import UserError
-from distill.folders import check_replaceable, exchange, read_json, write_json
+from distill.folders import exchange, read_json, write_json
 from distill.ranks import together
 from distill.training.cache import fingerprint
 
@@ -148,9 +148,8 @@ def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
     """The checkpoint folder to resume from, None to start at step 0.
 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
-    None where `output_dir` holds a run; and when the student could not be written there.
+    None where `output_dir` holds a run.
     """
-    check_replaceable(output_dir / "student")
     if resume_from is None:
         if (output_dir / "args.json").exists():
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")

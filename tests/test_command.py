@@ -1,0 +1,61 @@
+"""What every command does with mistakes: one line, exit code 2, on any terminal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import build_pairs
+from distill.command import UserError, between, run
+
+
+def said(capsys, main) -> str:
+    with pytest.raises(SystemExit) as end:
+        run(main, None)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_name_of_any_kind_is_said_in_one_line(capsys, tmp_path):
+    def opening(name):
+        return lambda _: (tmp_path / name).read_text()
+
+    assert "xxx...: File name too long" in said(capsys, opening("x" * 300))
+    locked = tmp_path / "loop"
+    locked.symlink_to(locked)
+    assert "loop: Too many levels of symbolic links" in said(capsys, lambda _: locked.read_text())
+
+    def mistake(_):
+        raise UserError("a\nb does not exist")
+
+    assert said(capsys, mistake).endswith("error: a\\nb does not exist\n")
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        run(lambda _: Path("/nowhere").read_text(), None)
+
+
+def test_a_terminal_that_is_not_utf8(tmp_path):
+    (tmp_path / "è-en-it.tsv").write_text("A dog.\tUn cane è.\n" * 2, encoding="utf-8")
+    call = [sys.executable, ROOT / "build_pairs.py", "--corpus", tmp_path / "è-en-it.tsv", "--target_languages", "it"]
+    call += ["--dev_fraction", "0", "--output_dir", tmp_path / "pairs"]
+    done = subprocess.run(call, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=100)
+    assert done.returncode == 0 and rb"\xe8-en-it.tsv" in done.stdout, done.stderr
+
+
+def test_an_unknown_option_takes_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        build_pairs.build_parser().parse_args(["--corpse", "x"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and error.endswith("--help shows all options\n")
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1.5", "x", "0"])
+def test_numbers_out_of_range(text):
+    with pytest.raises((ValueError, Exception), match=f"{text} is no number above 0 to 1|could not convert"):
+        between(0, 1, above=True)(text)
+    assert between(0, 1, above=True)("1e-3") == 1e-3

@@ -1,0 +1,137 @@
+"""Output folders: nothing of the user's is destroyed, whatever the options name."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import build_pairs
+import build_student
+import eval_sts
+from distill.command import UserError
+from distill.folders import check_output, replaced_folder
+
+PAIRS = "A dog runs.\tUn cane corre.\nThe sun is hot.\tIl sole scotta.\n"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run(script, *words) -> None:
+    script.main(script.build_parser().parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    (tmp_path / "a-en-it.tsv").write_text(PAIRS)
+    build(tmp_path / "a-en-it.tsv", tmp_path / "pairs")
+    return tmp_path / "pairs"
+
+
+def build(corpus, output, *options) -> None:
+    languages = ["--target_languages", "it", "--dev_fraction", 0]
+    run(build_pairs, "--corpus", corpus, "--output_dir", output, *languages, *options)
+
+
+def refused(folder: Path, message: str, call, *words) -> None:
+    before = content(folder)
+    with pytest.raises(UserError, match=message):
+        call(*words)
+    assert content(folder) == before
+
+
+def test_a_corpus_in_the_output_stays(tmp_path, pairs):
+    corpus = shutil.copy(tmp_path / "a-en-it.tsv", pairs / "only-en-it.tsv")
+    over_input = "would be written over the input"
+    refused(tmp_path, over_input, build, corpus, pairs)
+    refused(tmp_path, over_input, build, f"en+it={corpus}", pairs)
+    refused(tmp_path, over_input, build, tmp_path / "a-en-it.tsv", pairs, "--exclude", corpus)
+    corpus.unlink()
+    refused(tmp_path, over_input, build, pairs, pairs)
+    refused(tmp_path, over_input, build, pairs, pairs / "train")
+    (tmp_path / "link").symlink_to(pairs)
+    refused(tmp_path, over_input, build, pairs, tmp_path / "link")
+    refused(tmp_path, over_input, build, tmp_path / "link", pairs)
+
+
+def test_students_are_not_written_over_what_they_are_made_of(tmp_path, pairs, student):
+    model = shutil.copytree(student, tmp_path / "model")
+    audit = ("audit", "--tokenizer_name_or_path", model, "--pairs_dir", pairs)
+    trim = ("trim", "--model_name_or_path", model, "--pairs_dir", pairs)
+    graft = ("graft", "--encoder_model_name_or_path", model, "--pairs_dir", pairs)
+    for command in (audit, trim, graft):
+        for output in (pairs, model, model / "new", tmp_path):
+            refused(tmp_path, "would be written over the input", run, build_student, *command, "--output_dir", output)
+
+
+def test_scores_are_not_written_over_what_they_are_of(tmp_path, pairs, student):
+    model = shutil.copytree(student, tmp_path / "model")
+    for lang in ("en", "it"):
+        (tmp_path / f"sts-{lang}.csv").write_text("a,b,1\nc,d,2\ne,f,5\n")
+    for output in (model, pairs, tmp_path):
+        call = ("--model_name_or_path", f"x={model}", "--bitext", pairs, "--output_dir", output)
+        refused(tmp_path, "would be written over the input", run, eval_sts, *call)
+    (tmp_path / "of").mkdir()
+    call = ("--model_name_or_path", model, "--sts", f"s={tmp_path}/sts-{{en,it}}.csv", "--output_dir", tmp_path / "of")
+    refused(tmp_path, "lie in one another", run, eval_sts, *call, "--export_dir", tmp_path / "of/export")
+
+
+def test_what_no_script_wrote_is_named_and_stays(tmp_path, pairs):
+    refusal = "pairs holds {}, which no script wrote"
+    (pairs / "train/notes.txt").write_text("precious")
+    refused(tmp_path, refusal.format("train/notes.txt"), build, tmp_path / "a-en-it.tsv", pairs)
+    (pairs / "train/notes.txt").unlink()
+    (pairs / "link").symlink_to(tmp_path)
+    refused(tmp_path, refusal.format("link"), build, tmp_path / "a-en-it.tsv", pairs)
+    (pairs / "link").unlink()
+    cache = pairs / "cache/labels-0123456789abcdef"
+    cache.mkdir(parents=True)
+    (cache / "labels.bin").touch()  # what training adds goes with the pairs
+    build(tmp_path / "a-en-it.tsv", pairs)
+    assert not (pairs / "cache").exists()
+
+
+@pytest.mark.parametrize("args", ["{}", "[]", "{", '{"corpus": "x", "files": []}', '{"command_line": "x"}'])
+def test_an_args_json_of_others_makes_no_folder_ours(tmp_path, args):
+    (tmp_path / "a-en-it.tsv").write_text(PAIRS)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/args.json").write_text(args)
+    (tmp_path / "theirs/weights.bin").write_text("precious")
+    refused(tmp_path, "which no script wrote", build, tmp_path / "a-en-it.tsv", tmp_path / "theirs")
+
+
+def test_an_input_that_appears_while_the_output_is_made_stays(tmp_path):
+    """The check stands where folders are replaced, not only before the work."""
+    args = SimpleNamespace(command_line="x", pairs_dir=str(tmp_path / "out"), output_dir=str(tmp_path / "out"))
+    check_output(tmp_path / "out", args)
+    with pytest.raises(UserError, match="over the input"):
+        (tmp_path / "out").mkdir()
+        with replaced_folder(tmp_path / "out", args):
+            pass
+
+
+def test_a_folder_lists_its_files(pairs):
+    listed = json.loads((pairs / "args.json").read_text())["files"]
+    assert {*listed, "args.json"} == set(content(pairs))
+
+
+def test_every_option_that_names_an_input_is_known():
+    """An option with one of these endings, or that takes files or specs, is one that an output must not be over."""
+    from test_house import options
+
+    import train_distill
+    from distill.folders import INPUTS
+
+    named = {
+        name
+        for script in (build_pairs, build_student, train_distill, eval_sts)
+        for name in options(script.build_parser())
+    }
+    outputs = {"output_dir", "export_dir", "cache_dir"}
+    inputs = {
+        name for name in named if name.endswith(("_path", "_dir", "_files")) or name in ("corpus", "exclude", "sts")
+    }
+    assert inputs - outputs <= INPUTS <= named
