@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,11 +86,21 @@ positive, not_negative, share = between(0, above=True), between(0), between(0, 1
 ABOUT_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
 
 
+def _stop(number: int, frame) -> None:
+    """End by a signal as by an exception, so that nothing is left half-written."""
+    print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def run(main: Callable, args) -> None:
     """Run a script's `main(args)` and exit: 2 after a `UserError`, 75 when `Stopped`, each said in one line.
 
+    128 + N after signal N, where `main` does not listen to signals itself.
     75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # else `main` listens itself
+            signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
     try:

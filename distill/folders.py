@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and the JSON in them."""
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from distill.command import UserError
 from distill.text_files import expand_languages
 
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
 # Options that name what a command reads.
 INPUTS = {
     *("corpus", "exclude", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
@@ -78,6 +81,8 @@ def check_output(path: str | Path, args) -> None:
     for given in _inputs(args):
         if path == given or path in given.parents or given in path.parents:
             raise UserError(f"{path} would be written over the input {given}: name another output folder")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: name a folder")
     if path.exists() and (foreign := _foreign(path)):
         raise UserError(f"{path} holds {foreign}, which no script wrote: name another output folder, or move it")
     parent = next(parent for parent in path.parents if parent.exists())
@@ -98,8 +103,6 @@ def _inputs(args) -> Iterator[Path]:
 
 def _foreign(path: Path) -> str | None:
     """The first thing in a folder that is not in its own list of what was written there; None if all is."""
-    if not path.is_dir():
-        return "a file"
     try:
         made = read_json(path / "args.json", {})
         written = {"args.json", *made["files"]} if "command_line" in made else set()
@@ -119,6 +122,31 @@ def replaced_folder(path: str | Path, args) -> Iterator[Path]:
     """
     check_output(path, args)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        yield from _replaced(path, args)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """UserError where another process is writing the same folder, which its kernel's lock tells."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"another run is writing {path}: wait for it, or name another output folder") from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink()
+            lock.release()
+
+
+def _replaced(path: Path, args) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("being_written", "replaced"))
     if old.exists() and not path.exists():
         old.rename(path)  # killed between the two renames below

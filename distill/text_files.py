@@ -64,7 +64,7 @@ def opened(path: str) -> Iterator:
     with reading(path):
         if Path(path).exists() and not Path(path).is_file():
             raise UserError(f"{path} is a folder or a device: give a file")
-        with OPENERS.get(Path(path).suffix, lambda path: open(path, "rb"))(path) as file:
+        with OPENERS.get(Path(path).suffix.lower(), lambda path: open(path, "rb"))(path) as file:
             yield file
 
 

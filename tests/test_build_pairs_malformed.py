@@ -251,6 +251,8 @@ COUNTED = {
         1,
         {},
     ),
+    "CSV of blanks after commas": ("w.csv", b'en, it\n"A dog, runs.", "Un cane, corre."\n', 1, 1, {}),
+    "upper-case suffix": ("A-EN-IT.TSV", b"A dog runs.\tUn cane corre.\n", 1, 1, {}),
     "blank line in CSV": ("w.csv", b"en,it\n\nA dog runs.,Un cane corre.\n", 2, 1, {"missing": 1}),
     "CSV of trailing commas": ("w.csv", b"en,it,,\nA dog runs.,Un cane corre.,,\n", 1, 1, {}),
     "a cell of 1 MB": ("w.csv", b"en,it\nA dog runs.,Un cane corre.\nA," + b"b" * 2**20 + b"\n", 2, 1, {"too_long": 1}),

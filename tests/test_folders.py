@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 import build_pairs
 import build_student
@@ -135,3 +139,30 @@ def test_every_option_that_names_an_input_is_known():
         name for name in named if name.endswith(("_path", "_dir", "_files")) or name in ("corpus", "exclude", "sts")
     }
     assert inputs - outputs <= INPUTS <= named
+
+
+def test_two_at_once_do_not_spoil_each_other(tmp_path):
+    args = SimpleNamespace(command_line="x")
+    with replaced_folder(tmp_path / "out", args) as folder:
+        (folder / "a").touch()
+        with pytest.raises(UserError, match="another run is writing"), replaced_folder(tmp_path / "out", args):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out"} and (tmp_path / "out/a").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_written(tmp_path, number):
+    code = f"""
+import sys, os, signal; sys.path.insert(0, {str(ROOT)!r})
+from types import SimpleNamespace
+from distill.command import run
+from distill.folders import replaced_folder
+def main(args):
+    with replaced_folder({str(tmp_path / "out")!r}, args) as folder:
+        (folder / "a").touch()
+        signal.raise_signal({number})
+run(main, SimpleNamespace(command_line="x"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (128 + number, f"-c: stopped by {number.name}\n")
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ PAIR = {"source": pl.String, "language": pl.String, "target": pl.String}
 def languages_of_spec(spec: str) -> tuple[str, tuple[str, str] | None]:
     """'en+it=news.tsv' -> ('news.tsv', ('en', 'it')): what a user says that two columns hold; None where nothing."""
     match = re.fullmatch(r"([A-Za-z][\w-]*)\+([A-Za-z][\w-]*)=(.+)", spec)
+    match = None if Path(spec).exists() else match
     return (match[3], (required_tag(match[1], spec), required_tag(match[2], spec))) if match else (spec, None)
 
 

@@ -39,7 +39,8 @@ LONE_SURROGATE = re.compile(
 
 def format_of_suffix(path: str) -> str | None:
     """The format that a file's name ends in, packed or not."""
-    suffix = next((suffix for suffix in reversed(Path(path).suffixes) if suffix not in OPENERS), None)
+    suffixes = (suffix.lower() for suffix in reversed(Path(path).suffixes))
+    suffix = next((suffix for suffix in suffixes if suffix not in OPENERS), None)
     return next((name for name, endings in FORMATS.items() if suffix in endings), None)
 
 
@@ -79,7 +80,7 @@ def csv_rows(path: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]
     """
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     lines = (f"{line}\n" for _, block in text_lines(path) for line in block)
-    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
     csv.field_size_limit(MAX_LINE)
     while True:
         begins = rows.line_num + 1

@@ -1,6 +1,5 @@
 """What is computed once and kept on disk: named by what decides it, filled by all ranks, read as a memory map."""
 
-import errno
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from distill.folders import read_json, write_json, writing
+from distill.folders import WITHOUT_LOCKS, read_json, write_json, writing
 from distill.ranks import check_signal, on_first_rank, together
 
 
@@ -122,7 +121,7 @@ def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
             except Timeout:
                 return "theirs"
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system without locks
+                if error.errno not in WITHOUT_LOCKS:
                     raise
         return "there" if folder.is_dir() else "ours"
 
