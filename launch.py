@@ -4,18 +4,25 @@
 
 Options are those of `accelerate launch`. That one by itself ends with 1 whatever its processes ended with, dies of
 SIGUSR1, and on SIGTERM gives them 30 seconds. Exit codes are the script's: of several processes, that of the first to
-fail; 128 + N for one that died of signal N, and 75 if that signal had come to this launcher too.
+fail; 128 + N where one died of signal N, and 75 if this launcher had got that signal, or ended what did not end: by
+SIGKILL, four minutes after a first signal and ten seconds after a second.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
+from typing import NoReturn
 
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-received = set()
+AFTER_FIRST, AFTER_SECOND = 240, 10  # seconds; train.slurm's signal comes five minutes before its time limit
+arrivals = []  # of signals
+given = set()  # signals that the script's processes got from here
 
 
 def build_parser():
@@ -24,17 +31,45 @@ def build_parser():
     return launch_command_parser()
 
 
+def give(number: int, processes: list[psutil.Process]) -> None:
+    given.add(number)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it has ended just now
+            process.send_signal(number)
+
+
 def pass_on(number: int, frame) -> None:
-    """Send a signal on to the script's processes; before there are any, it ends the launcher."""
-    received.add(number)
+    """Send a signal on to the script's processes, and see to it that they end; before there are any, end.
+
+    A signal is a second one from a second after the first on, as for the processes: distill/ranks.py.
+    """
     children = psutil.Process().children()
     if not children:
         sys.exit(os.EX_TEMPFAIL)
-    for child in children:
-        child.send_signal(number)
+    give(number, children)
+    arrivals.append(time.monotonic())
+    grace = AFTER_SECOND if arrivals[-1] > arrivals[0] + 1 else AFTER_FIRST
+    timer = threading.Timer(grace, lambda: give(signal.SIGKILL, psutil.Process().children(recursive=True)))
+    timer.daemon = True
+    timer.start()
+
+
+def culprit(error) -> tuple:
+    """Rank and failure of a ChildFailedError that tell why: of a process that died of a signal, else the first one's.
+
+    Those that lose it fail too, and may be seen before it is. A signal within a second or half a minute later is that
+    of torch's launcher, which ends the others: SIGTERM, then SIGKILL.
+    """
+    rank, first = error.get_first_failure()
+    for other, failure in error.failures.items():
+        ended = -failure.exitcode == signal.SIGTERM or failure.timestamp >= first.timestamp + 30
+        if failure.exitcode < 0 and not ended:
+            return other, failure
+    return rank, first
 
 
 def main() -> int:
+    """Launch a script; its exit code."""
     # These take seconds to import, in which a signal may come.
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -47,19 +82,23 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         code = error.returncode
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = culprit(error)
         code = failure.exitcode
         if code not in (2, os.EX_TEMPFAIL):
             print(ChildFailedError(error.name, {rank: failure}), file=sys.stderr)  # which rank, with its traceback
     if code < 0:  # died of a signal, before it listened to any
-        return os.EX_TEMPFAIL if -code in received else 128 - code
+        return os.EX_TEMPFAIL if -code in given else 128 - code
     return code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, pass_on)
     code = main()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the code is decided: Python's own end would give it away to a signal
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

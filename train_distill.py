@@ -12,9 +12,9 @@ import argparse
 import importlib.util
 import math
 import os
-import re
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -30,17 +30,35 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
 from distill.command import Parser, Stopped, UserError, at_least, not_negative, positive, run, share
-from distill.encoder.packing import to_device
+from distill.encoder.packing import out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import load_pairs
-from distill.ranks import agree, check_processes, leave, listening, on_first_rank, stopping, together
+from distill.ranks import (
+    agree,
+    check_processes,
+    ignore_signals,
+    leave,
+    listening,
+    noting_mistakes,
+    on_first_rank,
+    stopping,
+    together,
+)
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
-from distill.training.cache import content_fingerprint
+from distill.training.cache import content_fingerprint, fingerprint
 from distill.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from distill.training.labels import teacher_labels
-from distill.training.steps import RankSteps, Steps
+from distill.training.steps import RankStep, RankSteps, Steps
+from distill.training.student import (
+    checkpoint_gradients,
+    freeze,
+    gathered,
+    parameter_groups,
+    set_dropout,
+    settle_gradient_order,
+)
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, evaluate, evaluation_report, progress_bar
 
@@ -50,7 +68,7 @@ TRACKERS = ["tensorboard", "trackio", "wandb"]
 DECIDING = (
     *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
-    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers"),
+    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
@@ -114,6 +132,31 @@ def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tenso
     return weights * (vectors - labels).square().mean(1)
 
 
+def backward(model, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
+    """Gradients of the step's loss, summed over its micro-batches; each one's weighted errors (batch,)."""
+    errors = []
+    for number, (inputs, labels, weights) in enumerate(step.micro_batches(), 1):
+        # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
+        with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
+            error = distillation_loss(model(**inputs), labels, weights)
+            accelerator.backward(error.sum() / (2 * step.pairs) * accelerator.num_processes)
+        errors.append(error.detach())
+    return errors
+
+
+def update(optimizer) -> None:
+    """A step of the optimizer; UserError where there is no memory for its state, which the first step makes."""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory for the optimizer, which keeps two numbers for each trained weight: train fewer "
+            "(--freeze_embeddings, build_student.py trim) or spread them over GPUs (accelerate_configs/fsdp2.yaml)"
+        ) from error
+
+
 # ---------------------------------------------------------------- what the run is made of
 
 
@@ -165,6 +208,8 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
     if args.projection:
         linear = torch.nn.Linear(student.dimension, teacher.dimension)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+    student.before_normalize = True
+    student.freeze_unused()
     widths = (
         f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
         f"{args.student_model_name_or_path} of {student.dimension}"
@@ -176,59 +221,20 @@ def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEnco
     return teacher, student
 
 
-def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
-    """Exclude the token embeddings or the first layers from training; UserError when there are fewer."""
-    for name, parameter in student.transformer.named_parameters():
-        layer = re.search(r"\blayers?\.(\d+)\.", name)
-        if layer is not None and int(layer[1]) < layers:
-            parameter.requires_grad_(False)
-    if layers > student.transformer.config.num_hidden_layers:
-        raise UserError(f"--freeze_layers {layers}: the student has {student.transformer.config.num_hidden_layers}")
-    if embeddings:
-        student.transformer.get_input_embeddings().requires_grad_(False)
-
-
 def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
-    """Make of a student what the options for training say."""
+    """Make of a student what the options for training say; UserError where it cannot be made."""
     freeze(student, args.freeze_embeddings, args.freeze_layers)
     if args.torch_compile:
         student.compile_transformer()
     if args.gradient_checkpointing:
-        student.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in student.modules():  # the configuration that is saved keeps its own rates
-        if isinstance(module, torch.nn.Dropout):
-            module.p = args.dropout
+        checkpoint_gradients(student.transformer)
+    set_dropout(student, args.dropout)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases and norms, which have one dimension, do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:
-    """The student whole: `whole`, to which the weights are copied that FSDP has spread over the ranks.
-
-    Without FSDP the two are one.
-    """
-    if whole is not student:
-        with torch.no_grad():
-            for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
-                copy.copy_(part.full_tensor())
-    return whole
-
-
-def settle_gradient_order(model, inputs: dict) -> None:
-    """Let DDP order the gradients for their exchange, by a backward whose result is thrown away.
-
-    It does so once, after its first backward. Sums over three ranks or more depend on that order in their last
-    digit, and a resumed run is to have the order of the run that it continues.
-    """
-    model.eval()  # dropout takes no random numbers
-    model(**inputs).sum().backward()
+def sts_contents(sts: list) -> Iterator:
+    """What scores on STS sets depend on, for a fingerprint; not where their files lie."""
+    for graded in sts:
+        yield from (graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes())
 
 
 def write_args(output_dir: Path, args: argparse.Namespace) -> None:
@@ -255,22 +261,26 @@ def main(args: argparse.Namespace) -> None:
     max_tokens = args.max_tokens_per_batch or (2048 if on_cpu else 16384)
     workers = args.dataloader_num_workers if args.dataloader_num_workers is not None else (0 if on_cpu else 1)
     on_first_rank(partial(check_output, output_dir / "student", args), accelerator)
-    checkpoint = on_first_rank(partial(find_checkpoint, args.resume_from_checkpoint, output_dir), accelerator)
+    where = args.resume_from_checkpoint, output_dir, cache_dir
+    checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
 
     # Data, teacher and student
-    splits = load_splits(args.pairs_dir)
-    sts = read_sts(args.sts_dev) if args.sts_dev else None
-    teacher, student = load_models(args)
-    shape_student(student, args)
+    splits = together(partial(load_splits, args.pairs_dir), accelerator)
+    sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
+    teacher, student = together(partial(load_models, args), accelerator)
+    together(partial(shape_student, student, args), accelerator)
+    if student.max_seq_length < args.max_seq_length:
+        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
     contents = {name: content_fingerprint(split, accelerator) for name, split in splits.items()}
-    of_train = splits["train"], contents["train"]
-    pairs = TokenizedPairs(*of_train, student.tokenizer, student.max_seq_length, cache_dir, accelerator)
-    say(check_tokenizer(student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens))
+    pairs = TokenizedPairs(splits["train"], contents["train"], student, cache_dir, accelerator)
+    read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
+    say(on_first_rank(partial(check_tokenizer, *read), accelerator))
     dtype, pca_width = LABEL_DTYPES[args.label_dtype], student.dimension if args.label_pca else None
-    labels = teacher_labels(teacher.to(device), splits, contents, dtype, pca_width, cache_dir, accelerator)
+    of_labels = splits, contents, dtype, pca_width, cache_dir, accelerator
+    labels, labels_fingerprint = teacher_labels(teacher.to(device), *of_labels)
     del teacher
 
     # Optimizer and schedule: the learning rate rises, then falls to 0, in straight lines
@@ -286,7 +296,14 @@ def main(args: argparse.Namespace) -> None:
 
     # Resume
     progress, settings = Progress(), {f"--{name}": getattr(args, name) for name in DECIDING}
-    settings |= {"pairs and a tokenizer of fingerprint": steps.fingerprint}
+    settings |= {
+        "--mixed_precision": accelerator.mixed_precision,
+        "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
+        "pairs and a tokenizer of fingerprint": steps.fingerprint,
+        "labels of fingerprint": labels_fingerprint,
+        "a student of fingerprint": fingerprint(whole.settings),
+        "--metric_for_best_model and --sts_dev of fingerprint": fingerprint(best_metric, *sts_contents(sts or [])),
+    }
     accelerator.register_for_checkpointing(schedule, progress)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, settings)
@@ -298,8 +315,7 @@ def main(args: argparse.Namespace) -> None:
     bar = progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator)
     tell = accelerator.on_main_process(bar.write)
     tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
-    most_tokens = min(max_tokens, progress.max_tokens or max_tokens)
-    rank_steps = RankSteps(steps, labels["train"], student, most_tokens, accelerator)
+    rank_steps = RankSteps(steps, labels["train"], student, max_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
 
     def done() -> bool:
@@ -318,7 +334,8 @@ def main(args: argparse.Namespace) -> None:
     while True:
         # What is due: before the first step, and after every one
         if due(progress.logged, args.logging_steps, args.eval_steps, args.checkpointing_steps):
-            metrics.write(progress.step, {"learning_rate": schedule.get_last_lr()[0]} | tally.line())
+            rate = args.learning_rate * schedule.lr_lambdas[0](progress.step - 1)  # which this step took
+            metrics.write(progress.step, {"learning_rate": rate} | tally.line())
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
@@ -334,27 +351,24 @@ def main(args: argparse.Namespace) -> None:
         if done() or stopping():
             break
 
-        # A step: gradients of the pairs' loss, summed over its micro-batches; an update of the weights
+        # A step: gradients of the pairs' loss; an update of the weights
         tally.start()
         optimizer.zero_grad()
-        step, errors = next(coming), []
-        try:
-            step = step.on(device)
-            for number, (inputs, targets, weights) in enumerate(step.micro_batches(), 1):
-                # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
-                with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
-                    error = distillation_loss(model(**inputs), targets, weights)
-                    accelerator.backward(error.sum() / (2 * step.pairs) * accelerator.num_processes)
-                errors.append(error.detach())
-        except torch.OutOfMemoryError:
-            progress.max_tokens, coming, error = rank_steps.halve(), None, None  # the error held the activations
+        step = errors = None
+        with rank_steps.halving():
+            step = next(coming).on(device)
+            errors = backward(model, step, accelerator)
+        if errors is None:  # memory has run out: the step is taken again, in smaller forwards
+            coming = None
             coming = rank_steps.coming(progress.step, total_steps, workers)
             continue
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
+        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        with noting_mistakes():  # the next agreement tells of them
+            update(optimizer)
         schedule.step()
         progress.step += 1
-        tally.add(progress.step, step, errors)
+        tally.add(progress.step, step, errors, norm)
+    ignore_signals()  # the exit code is decided: one that ends with it has the launcher signal the others
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()

@@ -71,13 +71,13 @@ def prepare(folder: Path, rows: int) -> None:
     datasets.DatasetDict(train=train, dev=dev).save_to_disk(folder / "pairs")
 
     random = np.random.default_rng(0)
-    tokens.tokenize = lambda tokenizer, sentences, _: [random.integers(5, 999, 8) for _ in sentences]
     pairs = datasets.load_from_disk(folder / "pairs")
     model = SentenceEncoder.from_pretrained(str(folder / "model"), 128)
+    model.token_ids = lambda sentences: [random.integers(5, 999, 8) for _ in sentences]
     model.encode = lambda sentences: random.standard_normal((len(sentences), 32), dtype=np.float32)
     cache_dir, accelerator = folder / "pairs" / "cache", Accelerator(cpu=True)
     contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
-    tokens.TokenizedPairs(pairs["train"], contents["train"], model.tokenizer, 128, cache_dir, accelerator)
+    tokens.TokenizedPairs(pairs["train"], contents["train"], model, cache_dir, accelerator)
     teacher_labels(model, pairs, contents, "float32", None, cache_dir, accelerator)
 
 

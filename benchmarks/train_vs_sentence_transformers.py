@@ -195,11 +195,9 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     pairs = load_pairs(ours.pairs_dir)
     encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)
     contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
-    given = pairs["train"], contents["train"], encoder.tokenizer, 128, cache_dir, accelerator
-    tokens = train_distill.TokenizedPairs(*given)
+    tokens = train_distill.TokenizedPairs(pairs["train"], contents["train"], encoder, cache_dir, accelerator)
     teacher = SentenceEncoder.from_pretrained(ours.teacher_model_name_or_path)
-    teacher.normalize = False
-    labels = train_distill.teacher_labels(teacher, pairs, contents, "float32", None, cache_dir, accelerator)
+    labels, _ = train_distill.teacher_labels(teacher, pairs, contents, "float32", None, cache_dir, accelerator)
     order = ours.translations_per_source, ours.language_temperature, ours.seed
     steps = train_distill.Steps(tokens, args.batch_size, *order)
     steps[0]

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import distributed
 
 from distill.command import Stopped, UserError
 
+GO_ON = "the same command with --resume_from_checkpoint latest goes on"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # What belongs to the process, as signals do: the first signal, a mistake that the other ranks do not know of yet,
 # what the ranks last agreed on, and the group over which they do.
@@ -34,16 +37,40 @@ class Interrupted(Exception):
 def listening() -> Iterator[None]:
     """Remember SIGTERM, SIGINT and SIGUSR1 until the ranks agree to stop; ignore them when the block has ended.
 
-    By then the exit code is decided; Python's own end would give it away to a signal, or to gloo's threads.
+    By then the exit code is decided; Python's own end would give it away to a signal, or to gloo's threads. A second
+    signal ends the process at once, whatever it waits for.
     """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
     for number in SIGNALS:
         signal.signal(number, _remember)
+    # Written to by the interpreter's own handler: Python's do not run while the main thread hangs in a collective.
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_the_second, args=[reading], daemon=True).start()
     try:
         yield
     finally:
         if not isinstance(sys.exc_info()[1], Exception):
             _end_groups()
         ignore_signals()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
+def _end_at_the_second(reading: int) -> None:
+    """End the process at a signal that comes more than a second after the first; `reading`: where they are written.
+
+    One signal may reach a process twice at once: from a terminal or Slurm, and passed on by the launcher.
+    """
+    first = None
+    while numbers := os.read(reading, 1):
+        if numbers[0] in SIGNALS:
+            first = first or time.monotonic()
+            if time.monotonic() - first > 1:
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    print(f"ended by a second signal: {GO_ON} from the last checkpoint", file=sys.stderr, flush=True)
+                os._exit(os.EX_TEMPFAIL)
+    os.close(reading)
 
 
 def _remember(number: int, frame) -> None:
@@ -111,7 +138,7 @@ def stopping() -> bool:
 def leave() -> NoReturn:
     """End the run, once all ranks have agreed to."""
     name = signal.Signals(known.signal).name
-    raise Stopped(f"stopped by {name}: the same command with --resume_from_checkpoint latest goes on")
+    raise Stopped(f"stopped by {name}: {GO_ON}")
 
 
 @contextmanager

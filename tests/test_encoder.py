@@ -10,10 +10,25 @@ from conftest import saved, tiny_encoder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
-from transformers import BertTokenizer, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertTokenizer,
+    GPT2Config,
+    GPT2Model,
+    LongformerConfig,
+    LongformerModel,
+    LukeConfig,
+    LukeModel,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from distill.command import UserError
-from distill.encoder.packing import pack, packed_batches, pad, padded_batches
+from distill.encoder.model_folder import layer_list
+from distill.encoder.packing import out_of_memory, pack, packed_batches, pad, padded_batches
 from distill.encoder.sentence_encoder import POOLINGS, SentenceEncoder, set_matmul_precision
 
 SENTENCES = ["I love plants.", "Amo le piante, anche in inverno.", "a", "Der Hund schläft unter dem Tisch im Garten."]
@@ -176,7 +191,7 @@ def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling,
         vectors = encoder(**inputs)
         # Squares of a normalised vector have a constant sum: its gradient would be noise.
         vectors.pow(3).sum().backward()
-        found.append([vectors.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)])
+        found.append([vectors.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
     assert pack(sequences, first)["runs"] == [(1, 20), (3, 7), (1, 3), (2, 2)]
@@ -190,11 +205,81 @@ def test_a_model_with_attention_of_its_own_gets_padded_sentences():
     np.testing.assert_allclose(encoder.encode(SENTENCES), packed, atol=1e-6)
 
 
-def test_pooler_gets_no_gradient_and_asks_for_none():
-    encoder = tiny_encoder()
-    encoder(**pad([[2, 7, 3]], 0)).sum().backward()
+SMALL = {
+    "vocab_size": 3000,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    "transformer, name",
+    [
+        (None, "pooler."),
+        (lambda: LukeModel(LukeConfig(**SMALL, entity_vocab_size=10, entity_emb_size=8)), "entity_embeddings."),
+        (lambda: LongformerModel(LongformerConfig(**SMALL, attention_window=[8, 8])), "query_global."),
+    ],
+)
+def test_what_gets_no_gradient_asks_for_none(transformer, name):
+    encoder = tiny_encoder(transformer=transformer and transformer())
+    state = torch.get_rng_state()
+    encoder.freeze_unused()
+    assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in encoder.parameters())
+    encoder(**pad([[2, 7, 3], [2, 9]], 0)).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
-    assert any(not p.requires_grad for p in encoder.parameters())
+    assert any(name in found and not p.requires_grad for found, p in encoder.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "transformer, name",
+    [
+        (T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)), "encoder.block"),
+        (GPT2Model(GPT2Config(vocab_size=9, n_embd=8, n_layer=3, n_head=2)), "h"),
+        (AlbertModel(AlbertConfig(**SMALL | {"vocab_size": 9}, embedding_size=8)), None),
+    ],
+)
+def test_the_layers_of_a_transformer(transformer, name):
+    found = layer_list(transformer)
+    assert (found and found[0]) == name
+    assert found is None or len(found[1]) == transformer.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_of_memory(error, expected):
+    assert out_of_memory(error) == expected
+
+
+def test_encoding_that_runs_out_of_memory_goes_on_with_half_of_the_tokens(monkeypatch):
+    encoder, forward, failures = tiny_encoder(), SentenceEncoder.forward, []
+    sentences = [sentence * times for sentence in SENTENCES for times in (1, 2, 3)]
+    expected = encoder.encode(sentences)
+
+    def small_device(self, input_ids, **more):
+        if input_ids.numel() > room:
+            failures.append(input_ids.numel())
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(SentenceEncoder, "forward", small_device)
+    room = 40
+    np.testing.assert_allclose(encoder.encode(sentences, 150), expected, atol=1e-6)
+    assert 0 < len(failures) <= 3, "what one forward met, later ones know"
+    room = 20
+    with pytest.raises(UserError, match="cpu has too little memory for one sentence of 32 tokens: free some of it"):
+        encoder.encode(sentences)
 
 
 def test_long_sentences_are_cut_at_the_limit():

@@ -75,7 +75,7 @@ def whole_of_two(given, tmp_path_factory) -> Path:
 # ---------------------------------------------------------------- signals
 
 MOMENTS = {  # the function, and its call, in which a signal comes; and the step of the checkpoint then saved
-    "token ids": ("distill.training.tokens.tokenize", 1, None),
+    "token ids": ("distill.encoder.sentence_encoder.tokenize", 2, None),  # after one sentence that finds unused weights
     "labels": ("distill.encoder.sentence_encoder.SentenceEncoder.forward", 1, None),
     "the first evaluation": ("train_distill.evaluate", 1, None),
     "a step": ("distill.training.watching.Tally.add", 9, 9),

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import itertools
 import json
+import math
 import os
 import re
 import resource
@@ -12,6 +14,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
+import weakref
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +30,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
+from transformers import AlbertConfig, AlbertModel, GPT2Config, GPT2Model, T5Config, T5EncoderModel
 
 from benchmarks.kill_and_resume import acting_in
 from distill import ranks
@@ -35,8 +40,9 @@ from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import read_json
 from distill.pairs.pairs_folder import load_pairs
 from distill.training.cache import content_fingerprint, fill
-from distill.training.labels import teacher_labels
+from distill.training.labels import teacher_fingerprint, teacher_labels
 from distill.training.steps import RankStep, RankSteps, Steps, epoch_order, scratch
+from distill.training.student import freeze, set_dropout
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, mean_similarity
 from train_distill import build_parser, distillation_loss, main
@@ -66,6 +72,13 @@ def metrics(output_dir: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
+def refused(*given) -> bool:
+    """Whether a run ends as after a user's mistake."""
+    with pytest.raises(SystemExit) as end:
+        run(main, build_parser().parse_args(arguments(*given)))
+    return end.value.code == 2
+
+
 @pytest.fixture
 def tokenized(pairs, student, tmp_path):
     """The training split as the loop sees it, with the teacher's labels."""
@@ -73,7 +86,7 @@ def tokenized(pairs, student, tmp_path):
     dataset = load_pairs(pairs)["train"]
     encoder = SentenceEncoder.from_pretrained(student)
     content = content_fingerprint(dataset, accelerator)
-    tokens = TokenizedPairs(dataset, content, encoder.tokenizer, 32, tmp_path, accelerator)
+    tokens = TokenizedPairs(dataset, content, encoder, tmp_path, accelerator)
     return SimpleNamespace(
         dataset=dataset, content=content, student=encoder, tokens=tokens, accelerator=accelerator, cache_dir=tmp_path
     )
@@ -81,7 +94,8 @@ def tokenized(pairs, student, tmp_path):
 
 def labels_of(tokenized, teacher: SentenceEncoder, dtype: str = "float32") -> np.ndarray:
     splits, contents = {"train": tokenized.dataset}, {"train": tokenized.content}
-    return teacher_labels(teacher, splits, contents, dtype, None, tokenized.cache_dir, tokenized.accelerator)["train"]
+    labels, _ = teacher_labels(teacher, splits, contents, dtype, None, tokenized.cache_dir, tokenized.accelerator)
+    return labels["train"]
 
 
 # ---------------------------------------------------------------- the objective
@@ -100,6 +114,7 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
 
     def keep(self, parameters, _):
         gradients.update(enumerate(None if p.grad is None else p.grad.clone() for p in parameters))
+        return torch.tensor(0.0)
 
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", keep)
     step = ("--batch_size", "24", "--seed", "3", "--max_train_steps", "1", "--logging_steps", "1")
@@ -414,9 +429,9 @@ def test_what_is_tallied_is_where_the_errors_are(pairs, teacher, student, tmp_pa
         moved.append(on(self, device))
         return moved[-1]
 
-    def watched_add(self, number: int, step: RankStep, errors: list) -> None:
+    def watched_add(self, number: int, step: RankStep, *more) -> None:
         tallied.append(step)
-        add(self, number, step, errors)
+        add(self, number, step, *more)
 
     monkeypatch.setattr(RankStep, "on", watched_on)
     monkeypatch.setattr(Tally, "add", watched_add)
@@ -424,28 +439,133 @@ def test_what_is_tallied_is_where_the_errors_are(pairs, teacher, student, tmp_pa
     assert len(tallied) == 2 and all(one is other for one, other in zip(tallied, moved, strict=True))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "place, workers, error",
+    [
+        ("forward", 0, torch.OutOfMemoryError("simulated")),
+        ("forward", 1, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        ("copy", 0, RuntimeError("CUDA error: out of memory")),
+    ],
+)
 def test_out_of_memory_halves_the_forward_and_does_the_step_again(
-    pairs, teacher, student, tmp_path, capsys, monkeypatch, workers
+    pairs, teacher, student, tmp_path, capsys, monkeypatch, place, workers, error
 ):
-    """A device that holds 100 tokens, in a run that asks for 400."""
+    """A device that holds 100 tokens, in a run that asks for 400. What the forward held is let go before the next."""
     more = ["--max_train_steps", "4", "--logging_steps", "1", "--max_tokens_per_batch"]
     whole = train(pairs, teacher, student, tmp_path / "whole", *more, "100")
-    forward, failures = SentenceEncoder.forward, []
+    forward, on, failures = SentenceEncoder.forward, RankStep.on, []
+
+    def check(tokens: int) -> None:
+        assert not failures or failures[-1]() is None, "activations are still held"
+        if tokens > 100:
+            activations = torch.zeros(1)
+            failures.append(weakref.ref(activations))
+            raise type(error)(*error.args)  # with the frame that holds them
 
     def small_device(self, input_ids, **more):
-        if self.training and input_ids.numel() > 100:
-            failures.append(input_ids.numel())
-            raise torch.OutOfMemoryError("simulated")
+        if self.training:
+            check(input_ids.numel())
         return forward(self, input_ids, **more)
 
-    monkeypatch.setattr(SentenceEncoder, "forward", small_device)
+    def small_for_copies(self, device):
+        check(max(inputs["input_ids"].numel() for inputs in self.inputs))
+        return on(self, device)
+
+    if place == "forward":
+        monkeypatch.setattr(SentenceEncoder, "forward", small_device)
+    else:
+        monkeypatch.setattr(RankStep, "on", small_for_copies)
     output = train(pairs, teacher, student, tmp_path / "run", *more, "400", "--dataloader_num_workers", workers)
     assert len(failures) == 2, "what a step met, later steps know"
     assert "out of memory: from here on 100 tokens a forward" in capsys.readouterr().err
     assert metrics(output, "loss") == metrics(whole, "loss")
     one, two = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_out_of_memory_for_the_optimizer_ends_the_run(pairs, teacher, student, tmp_path, capsys, monkeypatch):
+    def step(self, closure=None):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert refused(pairs, teacher, student, tmp_path / "run")
+    error = capsys.readouterr().err
+    assert "error: out of memory for the optimizer, which keeps two numbers for each trained weight: train" in error
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run/student").exists()
+
+
+# ---------------------------------------------------------------- what a model folder says
+
+
+def test_a_student_s_last_normalize_is_left_out_while_training_and_saved(pairs, teacher, tmp_path):
+    """It learns what the same student without it learns."""
+    runs, more = {}, ["--max_train_steps", "4", "--logging_steps", "1", "--projection"]
+    for normalize in (False, True):
+        student = saved(tiny_encoder(seed=2, normalize=normalize), tmp_path / f"student-{normalize}")
+        runs[normalize] = train(pairs, teacher, student, tmp_path / f"run-{normalize}", *more)
+    assert metrics(runs[True], "loss") == metrics(runs[False], "loss")
+    assert metrics(runs[True], "bitext") == metrics(runs[False], "bitext")
+    kinds = {end: [m["type"].split(".")[-1] for m in read_json(runs[end] / "student/modules.json", [])] for end in runs}
+    assert kinds == {False: ["Transformer", "Pooling", "Dense"], True: ["Transformer", "Pooling", "Dense", "Normalize"]}
+
+
+def test_a_default_prompt_is_read_in_training_too(tokenized, tmp_path):
+    prompted = tiny_encoder(seed=2, prompts={"query": "Amo "}, default_prompt_name="query")
+    tokens = TokenizedPairs(tokenized.dataset, tokenized.content, prompted, tmp_path, tokenized.accelerator)
+    assert tokens.fingerprint != tokenized.tokens.fingerprint
+    row = tokenized.dataset[0]
+    for number, sentence in enumerate([row["source"], *(target["sentence"] for target in row["targets"])]):
+        assert np.array_equal(tokens[number], prompted.tokenizer("Amo " + sentence)["input_ids"][:32])
+
+
+def test_labels_are_named_by_all_that_decides_them(monkeypatch):
+    def named(activation=None, **settings) -> str:
+        dense = nn.Sequential(nn.Sequential(nn.Linear(32, 32), activation or nn.Tanh()))
+        nn.init.ones_(dense[0][0].weight), nn.init.ones_(dense[0][0].bias)
+        encoder = tiny_encoder(dense=dense)
+        encoder.transformer.config.update(settings)
+        return teacher_fingerprint(encoder)
+
+    assert named() == named(_name_or_path="elsewhere")
+    assert len({named(), named(nn.Identity()), named(layer_norm_eps=0.1), named(num_attention_heads=4)}) == 4
+    one = named()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert named() == one
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert named() != one, "TF32"
+
+
+def test_dropout_is_set_wherever_a_module_keeps_its_rate():
+    """T5's attention hands its own to a function."""
+    config = T5Config(vocab_size=3000, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.5)
+    encoder = tiny_encoder(transformer=T5EncoderModel(config))
+    inputs = encoder.inputs(encoder.token_ids(["Amo le piante.", "a"]))
+    expected = encoder(**inputs)
+    set_dropout(encoder.train(), 0.0)
+    assert torch.equal(encoder(**inputs), expected) and config.dropout_rate == 0.5
+    set_dropout(encoder, 0.1)
+    rates = {name: m.dropout for name, m in encoder.named_modules() if name.endswith("SelfAttention")}
+    assert set(rates.values()) == {0.1} and not torch.equal(encoder(**inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "transformer, first",
+    [
+        (lambda: T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2)), "encoder.block.0."),
+        (lambda: GPT2Model(GPT2Config(vocab_size=9, n_embd=8, n_layer=2, n_head=2)), "h.0."),
+    ],
+)
+def test_the_first_layers_are_frozen_whatever_they_are_called(transformer, first):
+    encoder = tiny_encoder(transformer=transformer())
+    freeze(encoder, embeddings=False, layers=1)
+    frozen = {name for name, parameter in encoder.transformer.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in encoder.transformer.named_parameters() if name.startswith(first)}
+
+
+def test_one_layer_s_weights_that_all_share_are_not_frozen():
+    albert = AlbertModel(AlbertConfig(vocab_size=9, embedding_size=8, hidden_size=8, num_attention_heads=2))
+    with pytest.raises(UserError, match="--freeze_layers 1: AlbertModel shares one layer's weights, leave it out"):
+        freeze(tiny_encoder(transformer=albert), embeddings=False, layers=1)
 
 
 # ---------------------------------------------------------------- the run
@@ -456,6 +576,7 @@ def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_p
     output = train(pairs, teacher, student, tmp_path / "run", *more)
     said = capsys.readouterr().out
     assert "the teacher ends in Normalize" in said
+    assert "--max_seq_length 128: the student reads 32 tokens at most" in said
     assert re.search(r"pairs/s; on each process \d+ tokens/s, 0.0% padding, \d+\.\d\d GB at the peak", said)
     by_language = metrics(output, "loss_by_language")[-1]
     assert set(by_language) == {"source", *LANGUAGES}
@@ -492,7 +613,9 @@ def test_frozen_parts_stay_and_the_others_learn(pairs, teacher, student, tmp_pat
 def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp_path):
     more = ["--max_train_steps", "5", "--logging_steps", "1"]
     plain = train(pairs, teacher, student, tmp_path / "plain", *more)
-    output = train(pairs, teacher, student, tmp_path / "run", *more, "--gradient_checkpointing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        output = train(pairs, teacher, student, tmp_path / "run", *more, "--gradient_checkpointing")
     np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
 
 
@@ -664,9 +787,45 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_sentences(pairs, t
 
 def test_divergence_stops_the_run(pairs, teacher, student, tmp_path, capsys):
     more = ["--max_train_steps", "20", "--learning_rate", "1e30", "--max_grad_norm", "1e30", "--warmup_ratio", "0"]
-    with pytest.raises(SystemExit) as end:
-        run(main, build_parser().parse_args(arguments(pairs, teacher, student, tmp_path / "run", *more)))
-    assert end.value.code == 2 and "lower --learning_rate" in capsys.readouterr().err
+    assert refused(pairs, teacher, student, tmp_path / "run", *more)
+    assert "lower --learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scaler", [False, True])
+def test_a_gradient_that_is_no_number_reaches_no_checkpoint(
+    pairs, teacher, student, tmp_path, capsys, monkeypatch, scaler
+):
+    """That of step 3, whose loss is one. With a scaler of losses it is the scaler that leaves out such a step."""
+    clip, calls = Accelerator.clip_grad_norm_, itertools.count(1)
+
+    def clip_spoilt(self, parameters, most):
+        norm = clip(self, parameters, most)
+        return norm * math.inf if next(calls) == 3 else norm
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_spoilt)
+    more = ["--max_train_steps", "6", "--checkpointing_steps", "2", "--logging_steps", "5"]
+    if scaler:
+        add = Tally.add
+
+        def with_scaler(self, *step) -> None:
+            self.accelerator.scaler = "a scaler"
+            add(self, *step)
+            self.accelerator.scaler = None
+
+        monkeypatch.setattr(Tally, "add", with_scaler)
+        assert metrics(train(pairs, teacher, student, tmp_path / "run", *more), "step")[-1] == 6
+        return
+    assert refused(pairs, teacher, student, tmp_path / "run", *more)
+    assert "error: the gradient of step 3 is not a finite number, though its loss is: " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_the_learning_rate_of_a_line_is_that_of_its_step(pairs, teacher, student, tmp_path):
+    """Up in two steps of eight, down in six; the first step has none."""
+    more = ["--max_train_steps", "8", "--warmup_ratio", "0.25", "--logging_steps", "1"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    rates = [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert metrics(output, "learning_rate") == pytest.approx([1e-3 * rate for rate in rates])
 
 
 def test_mean_similarity_by_hand():
@@ -726,21 +885,28 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
-        ({"output_dir": "{tmp}/foreign"}, "foreign/student exists and was not made by these scripts"),
+        ({"output_dir": "{tmp}/foreign"}, "foreign/student holds thesis.txt, which no script wrote"),
         ({"output_dir": "{tmp}/file"}, "file/student cannot be written (Not a directory)"),
         ({"cache_dir": "{tmp}/file/cache"}, "file/cache cannot be written (Not a directory)"),
+        ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, which is no run's: name another folder"),
+        ({"output_dir": "{tmp}/theirs", "resume_from_checkpoint": "latest"}, "theirs holds thesis.txt, which is"),
+        ({"output_dir": "{pairs}"}, "pairs/student would be written over the input"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no settings.json"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, student, tmp_path, capsys, change, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign/student").mkdir(parents=True)
-    for file in ("foreign/student/thesis.txt", "file"):
+    (tmp_path / "theirs").mkdir()
+    for file in ("foreign/student/thesis.txt", "theirs/thesis.txt", "file"):
         (tmp_path / file).write_text("years of work")
     saved(tiny_encoder(width=48), tmp_path / "wide")
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
-    args |= {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in change.items()}
+    args |= {
+        k: v.replace("{tmp}", str(tmp_path)).replace("{pairs}", pairs) if isinstance(v, str) else v
+        for k, v in change.items()
+    }
     with pytest.raises(SystemExit) as end:
         run(main, argparse.Namespace(**args))
     assert end.value.code == 2
@@ -749,17 +915,28 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     assert not output.exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, student, tmp_path, capsys):
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, student, tmp_path, capsys, monkeypatch):
+    other, latest = (
+        saved(tiny_encoder(seed=8, pooling="cls"), tmp_path / "other"),
+        ["--resume_from_checkpoint", "latest"],
+    )
     output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2")
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     for more, message in (
         ([], "holds a run: add --resume_from_checkpoint latest"),
-        (["--resume_from_checkpoint", "latest", "--seed", "7"], "was trained with --seed 42, not 7: give the same"),
-        (["--resume_from_checkpoint", "latest", "--learning_rate", "1"], "was trained with --learning_rate 0.0"),
+        ([*latest, "--seed", "7"], "was trained with --seed 42, not 7: give the same"),
+        ([*latest, "--learning_rate", "1"], "was trained with --learning_rate 0.0"),
+        ([*latest, "--max_train_steps", "3"], "a number of steps of 2, not 3: give the"),
+        ([*latest, "--teacher_model_name_or_path", other], "was trained with labels of fingerprint "),
+        ([*latest, "--student_model_name_or_path", other], "was trained with a student of fingerprint "),
+        ([*latest, "--sts_dev", STS], "was trained with --metric_for_best_model and --sts_dev of fingerprint "),
     ):
-        with pytest.raises(SystemExit) as end:
-            run(main, build_parser().parse_args(arguments(pairs, teacher, student, output, *more)))
-        assert end.value.code == 2 and message in capsys.readouterr().err
+        assert refused(pairs, teacher, student, output, "--max_train_steps", "2", *more)
+        assert message in capsys.readouterr().err
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert refused(pairs, teacher, student, output, *latest)
+    assert "was trained with --mixed_precision no, not bf16" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
@@ -779,8 +956,8 @@ def test_a_checkpoint_without_settings_is_none(pairs, teacher, student, tmp_path
         train(pairs, teacher, student, output, "--resume_from_checkpoint", "latest")
 
 
-def test_a_stopped_run_may_end_where_it_stopped(pairs, teacher, student, tmp_path, monkeypatch):
-    """Its last line is due though no step is left to take."""
+def test_a_stopped_run_may_write_a_line_where_it_stopped(pairs, teacher, student, tmp_path, monkeypatch):
+    """Told to write lines more often, it has one to write before its next step."""
     monkeypatch.setattr(
         "distill.training.watching.Tally.add", acting_in(3, Tally.add, lambda: signal.raise_signal(signal.SIGTERM))
     )
@@ -788,9 +965,9 @@ def test_a_stopped_run_may_end_where_it_stopped(pairs, teacher, student, tmp_pat
         train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "9", "--dropout", "0")
     monkeypatch.undo()
     ranks.known.signal = 0
-    again = ("--max_train_steps", "3", "--resume_from_checkpoint", "latest")
+    again = ("--max_train_steps", "9", "--logging_steps", "3", "--resume_from_checkpoint", "latest")
     output = train(pairs, teacher, student, tmp_path / "run", *again)
-    assert metrics(output, "step") == [0, 3, 3] and len(metrics(output, "loss")) == 1
+    assert metrics(output, "step") == [0, 3, 6, 9, 9] and len(metrics(output, "loss")) == 3
 
 
 def test_a_launcher_that_would_train_separate_copies_is_refused(pairs, teacher, student, tmp_path):
@@ -816,7 +993,7 @@ def test_a_checkpoint_can_be_taken_to_another_folder(pairs, teacher, student, tm
 
 def test_a_finished_run_leaves_a_student_wherever_it_goes_on_and_takes_no_step_more(pairs, teacher, student, tmp_path):
     whole = train(pairs, teacher, student, tmp_path / "whole", "--max_train_steps", "4")
-    again = ["--max_train_steps", "2", "--resume_from_checkpoint", str(whole / "checkpoint-4")]
+    again = ["--max_train_steps", "4", "--resume_from_checkpoint", str(whole / "checkpoint-4")]
     other = train(pairs, teacher, student, tmp_path / "other", *again)
     assert metrics(other, "loss") == []
     assert (other / "student/model.safetensors").is_file()
@@ -861,6 +1038,16 @@ def test_a_disk_that_is_full_when_metrics_are_written_is_said_at_the_next_agreem
     log.write(1, {"loss": 0.5})
     with pytest.raises(UserError, match="the disk of /dev is full: free some of it"):
         ranks.agree(accelerator)
+
+
+def test_a_disk_that_is_full_when_metrics_are_cut_back_is_said(tmp_path, monkeypatch):
+    def full(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ranks, "disk_is_full", lambda folder: True)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="is full: free some of it"):
+        Metrics(tmp_path, 0, Accelerator(cpu=True))
 
 
 def test_exit_code_of_the_real_script(teacher, student, tmp_path):

@@ -74,6 +74,13 @@ def read_transformer(folder: Path) -> nn.Module:
     return transformer
 
 
+def layer_list(transformer) -> tuple[str, nn.ModuleList] | None:
+    """Name and list of the layers, None where a model has none: ALBERT's share the weights of one."""
+    lists = ((name, module) for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList))
+    count = transformer.config.num_hidden_layers
+    return next(((name, layers) for name, layers in lists if len(layers) == count), None)
+
+
 def position_table(transformer) -> tuple[str, nn.Embedding] | None:
     """Name and table of learned positions, None where a model has none."""
     tables = ((name, module) for name, module in transformer.named_modules() if name.endswith("position_embeddings"))

@@ -1,6 +1,8 @@
 """Sentences of different lengths in one forward: padded, or packed one after another."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -61,6 +63,23 @@ def to_device(inputs: dict, device: torch.device) -> dict:
         return pinned.to(device, non_blocking=True)
 
     return {name: moved(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error is one of memory: of a device's, of pinned memory or of that of cuBLAS, or of a CPU's."""
+    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    others = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return isinstance(error, torch.OutOfMemoryError) or others
+
+
+@contextmanager
+def ending_out_of_memory() -> Iterator[None]:
+    """End the block where memory runs out in it: after it nothing is held any more by the error and its frames."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
 
 
 def pack(sequences: list, first_position: int) -> dict:

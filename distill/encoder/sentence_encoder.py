@@ -22,7 +22,15 @@ from distill.encoder.model_folder import (
     write_dense,
     write_pooling,
 )
-from distill.encoder.packing import PACKABLE, pack, packed_batches, pad, padded_batches, to_device
+from distill.encoder.packing import (
+    PACKABLE,
+    ending_out_of_memory,
+    pack,
+    packed_batches,
+    pad,
+    padded_batches,
+    to_device,
+)
 from distill.encoder.tokenizer import read_tokenizer, save_tokenizer, tokenize
 from distill.folders import read_json, write_json
 from distill.ranks import check_signal, together
@@ -62,6 +70,10 @@ POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask 
 }
 
 
+# Of a transformer's configuration, what says nothing about its vectors.
+UNRELATED = ("_name_or_path", "architectures", "dtype", "transformers_version")
+
+
 class SentenceEncoder(nn.Module):
     """A transformer, a pooling, and the Dense and Normalize layers that may follow them.
 
@@ -69,6 +81,9 @@ class SentenceEncoder(nn.Module):
     `default_prompt_name` is put before every sentence to encode, as sentence-transformers does. `do_lower_case`:
     sentences are lower-cased before the tokenizer's own normalization. `similarity` is what a folder recommends for
     its vectors; it is kept for who opens the folder next.
+
+    `before_normalize`: whether a last Normalize is left out of the vectors, as it is of labels and while training:
+    labels of unit norm shrink the gradient, and vectors of unit norm never reach others. It is saved all the same.
     """
 
     def __init__(
@@ -89,13 +104,10 @@ class SentenceEncoder(nn.Module):
         self.do_lower_case, self.similarity = do_lower_case, similarity
         self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
+        self.before_normalize = False
         self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
         if transformer.config.model_type in PACKABLE:
             transformer.config._attn_implementation = "packed"
-        # BERT's pooler serves next-sentence prediction; it gets no gradient here, which DDP must know.
-        for name, parameter in transformer.named_parameters():
-            if name.startswith("pooler."):
-                parameter.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, max_seq_length: int | None = None) -> "SentenceEncoder":
@@ -160,15 +172,37 @@ class SentenceEncoder(nn.Module):
         return self.prompts.get(self.default_prompt_name) or ""
 
     @property
+    def settings(self) -> str:
+        """What decides its vectors beside weights and tokenizer."""
+        config = self.transformer.config.to_diff_dict()
+        config = {name: config[name] for name in sorted(config) if name not in UNRELATED}
+        return repr((config, self.pooling, str(self.dense), self.normalize, self.max_seq_length, self.prompt))
+
+    @property
     def packs(self) -> bool:
         """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
         on_cpu = next(self.parameters()).device.type == "cpu"
         return on_cpu and self.transformer.config._attn_implementation == "packed"
 
+    def freeze_unused(self) -> None:
+        """Exclude from training what no sentence vector comes from, as DDP must know: BERT's pooler, LUKE's entities.
+
+        Found by a backward whose result is thrown away.
+        """
+        self.eval()  # dropout takes no random numbers
+        self(**self.inputs(self.token_ids(["a"]))).sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+
     def compile_transformer(self) -> None:
         """Compile the transformer for padded batches of any shape (packed ones would be compiled for each step)."""
         self.transformer.config._attn_implementation = "sdpa"
         self.transformer.compile(dynamic=True)
+
+    def token_ids(self, sentences: list[str]) -> list[list[int]]:
+        """Token ids of each sentence as the encoder reads it: behind its prompt, cut at its limit."""
+        return tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
 
     def cut(self, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""
@@ -196,19 +230,34 @@ class SentenceEncoder(nn.Module):
         vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
         if len(self.dense):
             vectors = self.dense(vectors.to(self.dense[0][0].weight.dtype)).float()  # FSDP gives weights as it computes
-        return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+        return nn.functional.normalize(vectors, dim=-1) if self.normalize and not self.before_normalize else vectors
 
     @torch.no_grad()
     def encode(self, sentences: list[str], max_tokens: int = 4096) -> np.ndarray:
-        """Vectors (len(sentences), dimension) float32, in the order given. Interrupted where a signal has come."""
+        """Vectors (len(sentences), dimension) float32, in the order given. Interrupted where a signal has come.
+
+        A forward that runs out of memory is done again with half of its tokens; UserError where it was one sentence.
+        """
         training, device = self.training, next(self.parameters()).device
         self.eval()
-        ids = tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
+        ids = self.token_ids(sentences)
+        lengths = np.array([len(i) for i in ids])
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
-        for batch in self.cut(np.array([len(i) for i in ids]), max_tokens):
+        batches = self.cut(lengths, max_tokens)
+        while batches:
             check_signal()
-            inputs = to_device(self.inputs([ids[i] for i in batch]), device)
-            vectors[batch] = self(**inputs).float().cpu().numpy()
+            batch, rest = batches[0], None
+            with ending_out_of_memory():
+                inputs = to_device(self.inputs([ids[i] for i in batch]), device)
+                vectors[batch] = self(**inputs).float().cpu().numpy()
+                rest = batches[1:]
+            if rest is None:
+                if len(batch) == 1:
+                    tokens = f"{lengths[batch[0]]} tokens"
+                    raise UserError(f"{device} has too little memory for one sentence of {tokens}: free some of it")
+                left, max_tokens = np.concatenate(batches), max_tokens // 2
+                rest = [left[part] for part in self.cut(lengths[left], max_tokens)]
+            batches = rest
         self.train(training)
         return vectors
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from distill.command import UserError
-from distill.encoder.model_folder import longest_input, position_table
+from distill.encoder.model_folder import layer_list, longest_input, position_table
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import SPECIAL_TOKENS, set_token_ids, token_ids, tokenizer_content
 from distill.students.alignment import start_from_alignments
@@ -65,8 +65,7 @@ def keep_layers(model, number: int) -> None:
     count = model.config.num_hidden_layers
     if not 1 <= number <= count:
         raise UserError(f"--num_layers {number}: the encoder has {count}")
-    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    name, layers = next(((name, layers) for name, layers in lists if len(layers) == count), (None, None))
+    name, layers = layer_list(model) or (None, None)
     if layers is None:
         raise UserError(f"--num_layers {number}: {type(model).__name__} shares one layer's weights, leave it out")
     kept = np.linspace(0, count - 1, number).round().astype(int)

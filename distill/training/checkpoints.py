@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from distill.command import UserError
 from distill.folders import exchange, read_json, write_json
-from distill.ranks import together
+from distill.ranks import on_first_rank, together
 from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
@@ -72,7 +72,6 @@ class Progress:
     best_score: float = -1.0
     best_step: int = 0
     evaluations_since_best: int = 0
-    max_tokens: int | None = None  # tokens of a forward, once memory has run out
     lines: int = 0  # of metrics.jsonl
     unlogged: list = field(default_factory=list)  # by rank, the sums of its next line so far
 
@@ -124,35 +123,45 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
     except UserError as error:
         clear()
         raise UserError(f"{final} is not saved, older ones are kept; {error}") from error
-    clear()
-    if accelerator.is_main_process:
+
+    def delete() -> None:
+        clear()
         # Later ones are of a run that went back to an earlier checkpoint.
         found = checkpoints(output_dir)
         older = [path for path in reversed(found) if step_of(path) < step]
         for path in {*found} - {final, *older[: limit - 1]}:
             shutil.rmtree(path)
 
+    on_first_rank(delete, accelerator)
+
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
     """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`."""
-    saved = read_json(checkpoint / SETTINGS, {})
-    for name, value in settings.items():
-        if saved.get(name) != value:
-            before = f"{checkpoint} was trained with {name} {saved.get(name)}, not {value}"
-            raise UserError(f"{before}: give the same again, or start a new run")
+
+    def compare() -> None:
+        saved = read_json(checkpoint / SETTINGS, {})
+        for name, value in settings.items():
+            if saved.get(name) != value:
+                before = f"{checkpoint} was trained with {name} {saved.get(name)}, not {value}"
+                raise UserError(f"{before}: give the same again, or start a new run")
+
+    together(compare, accelerator)
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
 
 
-def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
+def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) -> Path | None:
     """The checkpoint folder to resume from, None to start at step 0.
 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
-    None where `output_dir` holds a run.
+    None where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
     """
-    if resume_from is None:
-        if (output_dir / "args.json").exists():
+    if "train_distill.py" in str(read_json(output_dir / "args.json", "")):
+        if resume_from is None:
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
+    elif foreign := sorted(path.name for path in output_dir.glob("*") if path.resolve() != cache_dir.resolve()):
+        raise UserError(f"{output_dir} holds {foreign[0]}, which is no run's: name another folder")
+    if resume_from is None:
         return None
     if resume_from == "latest":
         *earlier, checkpoint = checkpoints(output_dir) or [None]

@@ -16,10 +16,10 @@ PCA_SAMPLE = 20_000  # source sentences whose vectors the principal components a
 
 
 def teacher_fingerprint(teacher: SentenceEncoder) -> str:
-    """A name for the vectors that a teacher gives: its weights, tokenizer and settings."""
+    """A name for the vectors that a teacher gives: its weights, tokenizer and settings, and whether they are TF32's."""
     weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
-    settings = (teacher.pooling, teacher.normalize, teacher.max_seq_length, teacher.prompt)
-    return fingerprint(*weights, tokenizer_text(teacher.tokenizer), settings)
+    tf32 = torch.cuda.is_available() and torch.get_float32_matmul_precision() == "high"
+    return fingerprint(*weights, tokenizer_text(teacher.tokenizer), teacher.settings, tf32)
 
 
 def teacher_labels(
@@ -30,16 +30,16 @@ def teacher_labels(
     pca_width: int | None,
     cache_dir: Path,
     accelerator: Accelerator,
-) -> dict[str, np.ndarray]:
-    """The labels of each split, (rows, dimension) float32 or float16 (`dtype`), memory-mapped.
+) -> tuple[dict[str, np.ndarray], str]:
+    """The labels of each split, (rows, dimension) float32 or float16 (`dtype`), memory-mapped; and their fingerprint.
 
     The teacher's last Normalize is taken off. `contents`: the fingerprint of each split. `pca_width`: narrow the
     vectors to so many principal components of those of the train split.
     """
-    if teacher.normalize:  # unit-norm labels shrink the gradient; the article's teachers have no such layer
+    if teacher.normalize:  # the article's teachers have no such layer
         say = accelerator.on_main_process(print)
         say("the teacher ends in Normalize: its labels are the vectors before that layer")
-        teacher.normalize = False
+    teacher.before_normalize = True
     name = on_first_rank(partial(teacher_fingerprint, teacher), accelerator)
     if pca_width:
         append_pca(teacher, fingerprint(name, contents["train"]), splits["train"], pca_width, cache_dir, accelerator)
@@ -54,7 +54,7 @@ def teacher_labels(
         # The teacher sorts a chunk by length: in a big one its batches hold hardly any padding.
         fill(folder, len(dataset), vectors, accelerator, "teacher's labels", 4096)
         labels[split] = mapped(folder / "labels.bin", dtype).reshape(len(dataset), teacher.dimension)
-    return labels
+    return labels, fingerprint(name, contents, dtype)
 
 
 def append_pca(

@@ -1,5 +1,6 @@
 """The sentences of a pairs split as token ids on disk, and which pairs they form."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,20 +8,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import Accelerator
 
-from distill.encoder.tokenizer import tokenize, tokenizer_text
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.encoder.tokenizer import tokenizer_text
+from distill.ranks import on_first_rank
 from distill.training.cache import fill, fingerprint, mapped
 
 
 class TokenizedPairs:
     """A pairs split as token ids and tables of int32 and int64, memory-mapped.
 
-    Sentences stand in row order, each source before its translations; pairs stand in the order of their targets.
-    `content` is the split's fingerprint.
+    Sentences stand in row order, each source before its translations, as `encoder` reads them; pairs stand in the order
+    of their targets. `content` is the split's fingerprint.
     """
 
-    def __init__(
-        self, dataset, content: str, tokenizer, max_seq_length: int, cache_dir: Path, accelerator: Accelerator
-    ):
+    def __init__(self, dataset, content: str, encoder: SentenceEncoder, cache_dir: Path, accelerator: Accelerator):
         table = dataset.with_format("arrow")
         found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in table.data.column("targets").chunks]
         self.languages = sorted(pa.chunked_array(found).unique().to_pylist())
@@ -29,7 +30,7 @@ class TokenizedPairs:
         def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
             rows = table[start:stop].to_pylist()
             sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
-            ids = tokenize(tokenizer, sentences, max_seq_length)
+            ids = encoder.token_ids(sentences)
             counts = [len(row["targets"]) for row in rows]
             # The running sums begin with 0, so that item i lies between sums i and i + 1.
             zero = [0] * (start == 0)
@@ -41,7 +42,8 @@ class TokenizedPairs:
                 "language_of_pair": np.array([number[t["language"]] for r in rows for t in r["targets"]], np.int32),
             }
 
-        self.fingerprint = fingerprint(content, tokenizer_text(tokenizer), max_seq_length)
+        parts = content, tokenizer_text(encoder.tokenizer), encoder.max_seq_length, encoder.prompt
+        self.fingerprint = on_first_rank(partial(fingerprint, *parts), accelerator)
         self.folder = cache_dir / f"tokens-{self.fingerprint}"
         running = {"offsets": "ids", "first_pair": "row_of_pair"}
         fill(self.folder, len(dataset), token_ids, accelerator, "token ids", 2048, running)

@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
-from distill.ranks import noting_mistakes
+from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import similarities, sts_scores, unit
 from distill.training.steps import RankStep
@@ -38,20 +39,25 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
     if sts is not None:
         sentences.update(sentence for graded in sts for sentence in (*graded.sentence1, *graded.sentence2))
     vector = encode_on_all_ranks(student, sentences, accelerator)
-    result = {"bitext": {}}
-    for language, listed in sorted(pairs.items()):
-        rows, sources, targets = zip(*listed, strict=True)
-        source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-        hits = translation_hits(sources, targets, source, target, device=accelerator.device)
-        error = negative_mse(dev_labels[list(rows)], target)
-        result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": error}
-    result["mean_accuracy"] = float(np.mean([scores["mean_accuracy"] for scores in result["bitext"].values()]))
-    result["mean_similarity"] = mean_similarity(np.stack([vector[source] for source in dict.fromkeys(dev["source"])]))
-    if sts is not None:
-        scores = sts_scores(sts, similarities(sts, vector))
-        result["sts"] = {name: correlations["spearman_cosine"] for name, correlations in scores.items()}
-        result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
-    return result
+
+    def scores() -> dict:
+        result = {"bitext": {}}
+        for language, listed in sorted(pairs.items()):
+            rows, sources, targets = zip(*listed, strict=True)
+            source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
+            hits = translation_hits(sources, targets, source, target, device=accelerator.device)
+            error = negative_mse(dev_labels[list(rows)], target)
+            result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": error}
+        result["mean_accuracy"] = float(np.mean([found["mean_accuracy"] for found in result["bitext"].values()]))
+        result["mean_similarity"] = mean_similarity(np.stack([vector[s] for s in dict.fromkeys(dev["source"])]))
+        if sts is not None:
+            correlations = sts_scores(sts, similarities(sts, vector))
+            result["sts"] = {name: found["spearman_cosine"] for name, found in correlations.items()}
+            result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
+        return result
+
+    # They decide what all ranks do next, and another rank's may differ in their last digits.
+    return on_first_rank(scores, accelerator)
 
 
 def mean_similarity(vectors: np.ndarray) -> float:
@@ -95,17 +101,20 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
 class Metrics:
     """metrics.jsonl and the trackers: a line per logging step or evaluation; and the curves drawn from it.
 
-    On resume the file is cut back to the `lines` that it had at the checkpoint.
+    On resume the file is cut back to the `lines` that it had at the checkpoint; UserError where its disk is full.
     """
 
     def __init__(self, output_dir: Path, lines: int, accelerator: Accelerator):
-        self.path, self.accelerator, self.lines = output_dir / "metrics.jsonl", accelerator, []
-        if accelerator.is_main_process:
+        self.path, self.accelerator = output_dir / "metrics.jsonl", accelerator
+
+        def cut_back() -> list[dict]:
             kept = self.path.read_text().splitlines()[:lines] if self.path.exists() else []
-            self.lines = [json.loads(line) for line in kept]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.rename(self.path)
+            return [json.loads(line) for line in kept]
+
+        self.lines = on_first_rank(cut_back, accelerator, output_dir)
 
     def write(self, step: int, content: dict) -> None:
         """Add a line; after one of an evaluation draw the curves anew. The next agreement tells of a full disk."""
@@ -131,7 +140,8 @@ def flat(content: dict, prefix: str = "") -> dict:
 class Tally:
     """The error of every sentence since the last line of metrics.jsonl, on the device: no step waits for its loss.
 
-    And what this process has done since it started. `unlogged`: by rank, the sums of a run that was cut.
+    Beside it the norm of each step's gradient; and what this process has done since it started. `unlogged`: by rank,
+    the sums of a run that was cut.
     """
 
     def __init__(
@@ -148,9 +158,12 @@ class Tally:
         """Let time run for the next line: only that of steps counts."""
         self.since = self.since or time.perf_counter()
 
-    def add(self, number: int, step: RankStep, errors: list[Tensor]) -> None:
-        """Count a step; `errors`: the weighted ones of each micro-batch."""
-        self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors)))
+    def add(self, number: int, step: RankStep, errors: list[Tensor], norm: Tensor) -> None:
+        """Count a step; `errors`: the weighted ones of each micro-batch; `norm`: of the gradient, a number."""
+        norm = norm.to_local() if isinstance(norm, DTensor) else norm
+        if self.accelerator.scaler is not None:  # which leaves out a step with a gradient that is not finite
+            norm = torch.zeros_like(norm)
+        self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors), norm))
         self.line_pairs += step.pairs
         self.pairs += step.pairs
         self.bar.update(step.pairs)
@@ -158,11 +171,15 @@ class Tally:
         self.padded += sum(inputs["input_ids"].numel() for inputs in step.inputs)
 
     def sums(self) -> Tensor:
-        """This rank's weighted errors and weights by language (0: the sources), (2, 1 + languages)."""
+        """This rank's weighted errors and weights by language (0: the sources), (2, 1 + languages).
+
+        Errors of a step whose gradient is no finite number are none either.
+        """
         if not self.steps:
             return self.before
-        languages, weights, errors = (torch.cat(parts) for parts in list(zip(*self.steps, strict=True))[2:])
-        return self.before.index_add(1, languages, torch.stack([errors, weights]))
+        _, _, languages, weights, errors, norms = zip(*self.steps, strict=True)
+        errors = [of_step + 0 * norm for of_step, norm in zip(errors, norms, strict=True)]
+        return self.before.index_add(1, torch.cat(languages), torch.stack([torch.cat(errors), torch.cat(weights)]))
 
     def unlogged(self) -> list:
         """The sums of every rank, for a checkpoint; UserError where they are no finite numbers."""
@@ -172,7 +189,7 @@ class Tally:
     def line(self) -> dict:
         """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl.
 
-        UserError where the loss is no finite number.
+        UserError where the loss or a gradient is no finite number.
         """
         self.start()  # of a run that goes on with no step to take
         sums = self.accelerator.reduce(self.sums()).tolist()
@@ -192,19 +209,30 @@ class Tally:
         }
 
     def stop(self) -> NoReturn:
-        """End a run whose loss is not a finite number; the sentences of the first such step stand in a file."""
-        bad, path = [], self.output_dir / "not_finite.jsonl"
-        for step, rows, languages, _, errors in self.steps:
+        """End a run whose loss or gradient is not a finite number, by the first such step.
+
+        The sentences whose loss is none stand in a file.
+        """
+        bad, steps, path = [], [], self.output_dir / "not_finite.jsonl"
+        for step, rows, languages, _, errors, norm in self.steps:
+            if not norm.isfinite():
+                steps.append(step)
             for i in (~errors.isfinite()).nonzero().flatten().tolist():
                 row, language = self.dataset[int(rows[i])], self.names[int(languages[i])]
                 sentences = [t["sentence"] for t in row["targets"] if t["language"] == language] or [row["source"]]
                 bad.append({"step": step, "row": int(rows[i]), "language": language, "sentences": sentences})
-        bad = gather_object(bad)
-        first = [line for line in bad if line["step"] == min(line["step"] for line in bad)]
+        bad, steps = gather_object(bad), gather_object(steps)
+        step = min([*steps, *(line["step"] for line in bad)])
+        first = [line for line in bad if line["step"] == step]
+        if not first:
+            raise UserError(
+                f"the gradient of step {step} is not a finite number, though its loss is: start a new run with a lower "
+                "--learning_rate, or in full precision (--mixed_precision no)"
+            )
         if self.accelerator.is_main_process:
             path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in first), encoding="utf-8")
         raise UserError(
-            f"the loss of step {first[0]['step']} is not a finite number: {len(first)} of its sentences stand in "
+            f"the loss of step {step} is not a finite number: {len(first)} of its sentences stand in "
             f"{path}; if it is most of a step, lower --learning_rate, or use bf16 in place of fp16"
         )
 

@@ -1,0 +1,76 @@
+"""What training makes of a student: which of its weights it trains, its dropout, how it lies on several ranks."""
+
+import torch
+
+from distill.command import UserError
+from distill.encoder.model_folder import layer_list
+from distill.encoder.sentence_encoder import SentenceEncoder
+
+
+def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
+    """Exclude the token embeddings or the first layers from training; UserError when there are fewer."""
+    transformer, have = student.transformer, student.transformer.config.num_hidden_layers
+    if layers > have:
+        raise UserError(f"--freeze_layers {layers}: the student has {have}")
+    if layers:
+        _, found = layer_list(transformer) or (None, None)
+        if found is None:
+            name = type(transformer).__name__
+            raise UserError(f"--freeze_layers {layers}: {name} shares one layer's weights, leave it out")
+        found[:layers].requires_grad_(False)
+    if embeddings:
+        transformer.get_input_embeddings().requires_grad_(False)
+
+
+def set_dropout(student: SentenceEncoder, rate: float) -> None:
+    """Set every rate of dropout: of layers, and those that modules hand to functions (attention, T5).
+
+    The configuration, which is saved, keeps its own.
+    """
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "dropout" in name and type(value) in (int, float):
+                setattr(module, name, rate)
+
+
+def checkpoint_gradients(transformer) -> None:
+    """Have activations computed anew in the backward; UserError where a transformer knows no way to."""
+    if not transformer.supports_gradient_checkpointing:
+        raise UserError(f"--gradient_checkpointing: {type(transformer).__name__} has none, leave it out")
+    # transformers 5.23 calls it activation checkpointing; Python 3.10 has an earlier version.
+    name = "activation_checkpointing_enable"
+    enable = getattr(transformer, name, None) or transformer.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases and norms, which have one dimension, do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:
+    """The student whole: `whole`, to which the weights are copied that FSDP has spread over the ranks.
+
+    Without FSDP the two are one.
+    """
+    if whole is not student:
+        with torch.no_grad():
+            for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
+                copy.copy_(part.full_tensor())
+    return whole
+
+
+def settle_gradient_order(model, inputs: dict) -> None:
+    """Let DDP order the gradients for their exchange, by a backward whose result is thrown away.
+
+    It does so once, after its first backward. Sums over three ranks or more depend on that order in their last
+    digit, and a resumed run is to have the order of the run that it continues.
+    """
+    model.eval()  # dropout takes no random numbers
+    model(**inputs).sum().backward()
