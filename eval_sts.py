@@ -75,8 +75,8 @@ Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary
 
 
 def named(spec: str) -> tuple[str, str]:
-    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/'."""
-    match = re.fullmatch(r"(?:([^/=]+)=)?(.*)", spec)
+    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'."""
+    match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec)
     return match[1] or "", match[2]
 
 

@@ -24,7 +24,7 @@ from distill.command import UserError, run
 from distill.encoder.sentence_encoder import set_matmul_precision
 from distill.scoring.metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
 from distill.scoring.sts import StsSet, read_sts
-from eval_sts import build_parser, main, named_models
+from eval_sts import build_parser, main, named, named_models
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 METRICS = [f"{kind}_{name}" for kind in ("spearman", "pearson") for name in SIMILARITIES]
@@ -417,6 +417,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
 def test_model_names():
     specs = ["a=x/y", "org/model", "z/", "runs/lr=2e-4/student"]
     assert named_models(["."]) == {Path.cwd().name: "."}
+    assert named("x-{pt-BR=pt-br}.csv") == ("", "x-{pt-BR=pt-br}.csv"), "braces belong to the path"
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])
