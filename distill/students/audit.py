@@ -15,6 +15,8 @@ from distill.encoder.tokenizer import token_ids
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
+
 # Thai, Lao, Tibetan, Burmese, Khmer, kana and Han: written without spaces between words.
 UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 # Kana, Han and Hangul: one sign is a syllable or a word.
