@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_the_readme_names_its_command, saved, tiny_encoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -55,6 +56,18 @@ def test_graft_is_the_teachers_encoder_under_a_tokenizer_that_reads_every_langua
         # The teacher reads no capitals, so neither does its student.
         readable.append(tokenizer.decode(ids, skip_special_tokens=True) == sentence.lower())
     assert sum(readable) > 0.98 * len(readable), "all but the sentences with one of the rarest letters"
+
+
+def test_a_graft_keeps_pooling_dense_normalize_and_prompts(pairs, tmp_path):
+    """Once a student of CLS pooling became one of mean pooling, and lost what stood behind it, without a word."""
+    top = {"dense": nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh())), "normalize": True, "pooling": "cls"}
+    prompts = {"prompts": {"query": "I love ", "other": "x"}, "default_prompt_name": "query"}
+    old = tiny_encoder(**top, **prompts, do_lower_case=True)
+    graft(saved(old, tmp_path / "teacher"), pairs, tmp_path / "student", "--start", "pieces")
+    new = SentenceEncoder.from_pretrained(str(tmp_path / "student"))
+    for name in ("pooling", "normalize", "prompts", "prompt", "do_lower_case", "dimension", "max_seq_length"):
+        assert getattr(new, name) == getattr(old, name), name
+    assert torch.equal(new.dense[0][0].weight, old.dense[0][0].weight)
 
 
 def test_embeddings_start_from_the_teachers_pieces(pairs, teacher):

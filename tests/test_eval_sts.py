@@ -380,6 +380,7 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"model_name_or_path": ["{tmp}/empty"]}, "empty is no model"),
         ({"model_name_or_path": ["{tmp}/no-tokenizer"]}, "no-tokenizer has no tokenizer"),
         ({"model_name_or_path": ["{tmp}/no-weights"]}, "no-weights cannot be loaded as a model"),
+        ({"model_name_or_path": ["{tmp}/of-another"]}, "of-another: its tokenizer has 2,374 tokens, its model embedd"),
         ({"model_name_or_path": ["a={tmp}/nowhere", "a={tmp}/empty"]}, "two models are called a"),
         ({"sts": [], "bitext": []}, "nothing to score on: give --sts, --bitext or both"),
         ({"sts": ["{tmp}/nowhere-{en,it}.csv"]}, "nowhere-en.csv does not exist"),
@@ -418,6 +419,9 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
         saved(tiny_encoder(), tmp_path / damage)
         for path in (tmp_path / damage).glob(pattern):
             path.unlink()
+    longer = tiny_encoder()
+    longer.tokenizer.add_tokens(["zzzzzz"])
+    saved(longer, tmp_path / "of-another")
     ours = tmp_path / "parent"
     ours.mkdir()
     inside = saved(tiny_encoder(), ours / "student")

@@ -141,8 +141,8 @@ def special_ids(tokenizer) -> dict[str, int]:
     return ids
 
 
-def graft(encoder: SentenceEncoder, tokenizer, sources: list[str], pairs: Iterable[tuple[list, list]]) -> nn.Module:
-    """Put an encoder's transformer, which is returned, under another tokenizer.
+def graft(encoder: SentenceEncoder, tokenizer, sources: list[str], pairs: Iterable[tuple[list, list]]) -> None:
+    """Put an encoder under another tokenizer; its pooling, Dense, Normalize and prompts stay.
 
     Its token embeddings start from `start_embeddings`, and from `start_from_alignments` over `sources` and `pairs` if
     there are sources. UserError where the transformer's positions depend on another padding token.
@@ -162,4 +162,4 @@ def graft(encoder: SentenceEncoder, tokenizer, sources: list[str], pairs: Iterab
     model.set_input_embeddings(nn.Embedding.from_pretrained(embeddings, padding_idx=tokenizer.pad_token_id))
     model.config.vocab_size = len(embeddings)
     set_token_ids(model.config, tokenizer)
-    return model
+    encoder.tokenizer = tokenizer
