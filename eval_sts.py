@@ -10,6 +10,7 @@
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -24,14 +25,24 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
 from distill.command import Parser, UserError, at_least, run, wrapped
+from distill.encoder.model_folder import find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import check_processes
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
 from distill.scoring.bootstrap import interval, paired_test, resampled_means
-from distill.scoring.export import export_model, fp16_loss, model_card, push, training_of
+from distill.scoring.export import (
+    export_model,
+    fp16_loss,
+    model_card,
+    public,
+    public_settings,
+    push,
+    training_notes,
+    training_of,
+)
 from distill.scoring.metrics import cosine, similarities, sts_resamples, sts_scores, unit
-from distill.scoring.report import draw_scores, print_scores, write_csv, write_report
+from distill.scoring.report import draw_scores, print_scores, size_notes, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
@@ -75,8 +86,8 @@ Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary
 
 
 def named(spec: str) -> tuple[str, str]:
-    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/'."""
-    match = re.fullmatch(r"(?:([^/=]+)=)?(.*)", spec)
+    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'."""
+    match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec)
     return match[1] or "", match[2]
 
 
@@ -85,7 +96,9 @@ def named_models(specs: list[str]) -> dict[str, str]:
     models = {}
     for spec in specs:
         name, path = named(spec)
-        name = name or Path(path).name or Path(path).resolve().name  # of '.', that of the folder
+        if not path:
+            raise UserError(f"--model_name_or_path {spec!r} names no model: give a folder or a hub id")
+        name = name or Path(os.path.abspath(path)).name  # of '.', that of the folder
         if name in models:
             raise UserError(f"two models are called {name}: tell them apart, as in {name}2={path}")
         models[name] = path
@@ -103,17 +116,27 @@ def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
     return list(found.values())
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
     if not (args.sts or args.bitext):
         raise UserError("nothing to score on: give --sts, --bitext or both")
-    if args.score_range and args.score_range[0] >= args.score_range[1]:
+    low, high = args.score_range or (0, 1)
+    if not -math.inf < low < high < math.inf:
         raise UserError("--score_range takes the lowest score, then the highest, as in --score_range 0 5")
-    if args.teacher_model_name_or_path and not args.bitext:
-        raise UserError("--teacher_model_name_or_path is for the negative MSE of --bitext: give both")
+    for given, option, about, needed in (
+        (args.score_range, "--score_range", args.sts, "--sts"),
+        (args.margin, "--margin", args.bitext, "--bitext"),
+        (args.teacher_model_name_or_path, "--teacher_model_name_or_path", args.bitext, "--bitext"),
+        (args.export_dtype != "fp32", "--export_dtype", args.export_dir, "--export_dir"),
+        (args.push_to_hub, "--push_to_hub", args.export_dir, "--export_dir"),
+    ):
+        if given and not about:
+            raise UserError(f"{option} does nothing without {needed}: give both, or leave it out")
+    if args.sentences and len(args.sentences) < 2:
+        raise UserError("--sentences compares the first with the others: give two or more")
+    if args.export_dir:
+        find_folder([*models.values()][-1])  # before hours of scoring the others
     if args.push_to_hub:
-        if not args.export_dir:
-            raise UserError("--push_to_hub uploads an export: give --export_dir too")
         try:
             validate_repo_id(args.push_to_hub)
         except HFValidationError as error:
@@ -256,9 +279,13 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         accelerator.print("fp16 needs a GPU: this run computes in fp32")
     models = named_models(args.model_name_or_path)
-    check(args)
+    check(args, models)
     sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
     bitexts = read_all(args.bitext, read_bitext)
+    alone = [one.name for one in bitexts if len(one.sources) < 2]
+    bitexts = [one for one in bitexts if one.name not in alone]
+    notes = {name: training_notes(name, path, sets, bitexts) for name, path in models.items()}
+    notes = {name: [*size_notes(bitexts, alone), *known] for name, known in notes.items()}
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]
     sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
     sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
@@ -305,11 +332,12 @@ def main(args: argparse.Namespace) -> None:
     # Scores
     settings = vars(args) | {"device": accelerator.device.type, "mixed_precision": accelerator.mixed_precision}
     about = {"settings": settings, "versions": {package: version(package) for package in PACKAGES}}
+    about["notes"] = list(dict.fromkeys(note for name in compared for note in notes[name]))
     scores = {"models": [defined(entry) for entry in entries]} | about
     if accelerator.is_main_process:
         with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
             write_scores(folder, scores, sets, args)
-        print_scores([entry for entry in scores["models"] if "error" not in entry], sets)
+        print_scores([entry for entry in scores["models"] if "error" not in entry], sets, about["notes"])
         if args.sentences:
             print_nearness(args.sentences, nearness)
         print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, pictures)")
@@ -325,9 +353,11 @@ def main(args: argparse.Namespace) -> None:
             exported, scored = scored_on_all(last, vectors(encoder, f"{last} in fp16", sentences), encoder)
             exported["compared_with"] = {"fp32": compare(scored, compared[last])}
         if accelerator.is_main_process:
-            exported = defined(exported)
-            card = model_card(exported, sets, bitexts, encoder, training_of(models[last]))
-            with writing(args.export_dir), replaced_folder(args.export_dir, args) as folder:
+            exported = defined(exported) | {"path": public(models[last])}
+            about |= {"settings": public_settings(settings), "notes": notes[last]}
+            card = model_card(exported, sets, bitexts, encoder, training_of(models[last]), notes[last])
+            marker = argparse.Namespace(**public_settings(vars(args)))
+            with writing(args.export_dir), replaced_folder(args.export_dir, marker) as folder:
                 dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]
                 export_model(folder, encoder, dtype, {"models": [exported]} | about, card, sample)
             print(f"export: {args.export_dir}{fp16_loss(exported)}")

@@ -82,6 +82,17 @@ def test_a_sentence_that_stands_twice_is_found_in_either_place():
     assert 0 < expected["mean_accuracy"] < 1
 
 
+def test_one_of_two_translations_is_enough():
+    """Two translations of a source, two sources of a translation: a model that gives all of them one vector is perfect.
+
+    "two" finds one text, that of its first row; for its second row that is right too.
+    """
+    sources, targets = ["one", "two", "two", "three", "drei"], ["uno", "due", "ambedue", "tre", "tre"]
+    vectors = np.eye(3)[[0, 1, 1, 2, 2]]
+    assert translation_hits(sources, targets, vectors, vectors).all()
+    assert not translation_hits(list("abcde"), list("vwxyz"), vectors, vectors).all()
+
+
 def test_memory_is_that_of_the_blocks():
     """16,000 x 16,000 similarities are 1 GB of fp32; the process grows by a small part of that."""
     program = """
@@ -138,7 +149,7 @@ def test_a_pairs_folder(pairs):
         ({"en": "a\nb\n", "it": "c\n"}, "the files are not line-aligned, their line counts are {'en': 2, 'it': 1}"),
         ({"en": "a\nb\n"}, "text.it does not exist"),
         ({"en": "a\nb\n", "it": "c\n \n"}, "line 2 of it is empty: remove it from all of the files"),
-        ({"en": "a\n", "it": "c\n"}, "holds 1 pairs of en-it: retrieval needs at least two"),
+        ({"en": "a\n", "it": "c\n"}, "holds no two pairs of a language: retrieval needs at least two"),
     ],
 )
 def test_bad_files(tmp_path, files, message):

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from distill.command import UserError, run
 from distill.encoder.sentence_encoder import set_matmul_precision
 from distill.scoring.metrics import SIMILARITIES, SimilarityCorrelation, similarities, sts_scores
 from distill.scoring.sts import StsSet, read_sts
-from eval_sts import build_parser, main, named_models
+from eval_sts import build_parser, main, named, named_models
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
 METRICS = [f"{kind}_{name}" for kind in ("spearman", "pearson") for name in SIMILARITIES]
@@ -195,7 +196,7 @@ def test_several_models_tables_and_files(tmp_path, teacher, model, capsys):
     sentences = ["I love plants", "mi piacciono le piante", "ho un cane arancione"]
     more = ["--bitext", str(SAMPLES / "sts-{en,it}.csv"), "--margin", "--sentences", *sentences]
     scores = evaluate(tmp_path, "--model_name_or_path", f"old={teacher}", f"new={model}", *more)
-    assert set(scores) == {"models", "settings", "versions"}
+    assert set(scores) == {"models", "settings", "versions", "notes"} and scores["notes"] == []
     old, new = scores["models"]
     assert (old["name"], new["name"]) == ("old", "new") and set(new["sts"]) == {"en", "it", "en-it", "it-en"}
     assert scores["settings"]["sts"] == [STS] and scores["settings"]["seed"] == 42 and scores["versions"]["torch"]
@@ -275,6 +276,30 @@ def test_sets_of_several_specs_and_cross_lingual_by_themselves(tmp_path, model, 
     assert "\nsts17/en-de " in capsys.readouterr().out
 
 
+def test_languages_of_few_pairs(tmp_path, model, capsys):
+    """Every accuracy stands beside its number of pairs; a language of one pair is left out, which is said."""
+    languages = [["it", "de"]] * 2 + [["it", "ko"]] + [["it"]] * 6
+    rows = [
+        {"source": row[0], "targets": [{"language": tag, "sentence": row[1]} for tag in tags]}
+        for row, tags in zip(csv_rows(SAMPLES / "sts-it.csv")[:9], languages, strict=True)
+    ]
+    split = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict(train=split, dev=split).save_to_disk(tmp_path / "pairs")
+    folder = str(tmp_path / "pairs")
+    scores = evaluate(tmp_path, "--model_name_or_path", model, "--bitext", folder, f"x={SAMPLES / 'sts-{en,it}.csv'}")
+    sizes = {name: entry["n"] for name, entry in scores["models"][0]["bitext"].items()}
+    assert sizes == {"en-de": 2, "en-it": 9, "x/en-it": 316}
+    printed, report = capsys.readouterr().out, (tmp_path / "scores/report.md").read_text()
+    for note in (
+        "left out, since one pair is no retrieval: en-ko",
+        "accuracy: the mean of sets of 2 to 9 pairs, which count the same",
+    ):
+        assert f"\n{note}\n" in printed and f"\n    {note}\n" in report and note in scores["notes"]
+    assert len(scores["notes"]) == 2, "x has one set"
+    row = next(line.split() for line in printed.splitlines() if line.startswith("en-it "))
+    assert row[:3] == ["en-it", "model", "9"] and "| en-it model" in report
+
+
 def test_translations_of_one_sentence_are_resampled_together(tmp_path, model):
     """A second language that says the same as the first is no evidence more: no interval gets narrower."""
     rows = {language: [row[0] for row in csv_rows(SAMPLES / f"sts-{language}.csv")] for language in ("en", "it")}
@@ -345,6 +370,7 @@ def test_bf16(tmp_path, model, monkeypatch):
 
 # ---------------------------------------------------------------- a user's mistakes
 
+OVER = "would be written over the input"
 ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES / "sts-{en,it}.csv")]}
 
 
@@ -355,6 +381,7 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"model_name_or_path": ["{tmp}/empty"]}, "empty is no model"),
         ({"model_name_or_path": ["{tmp}/no-tokenizer"]}, "no-tokenizer has no tokenizer"),
         ({"model_name_or_path": ["{tmp}/no-weights"]}, "no-weights cannot be loaded as a model"),
+        ({"model_name_or_path": ["{tmp}/of-another"]}, "of-another: its tokenizer has 2,374 tokens, its model embedd"),
         ({"model_name_or_path": ["a={tmp}/nowhere", "a={tmp}/empty"]}, "two models are called a"),
         ({"sts": [], "bitext": []}, "nothing to score on: give --sts, --bitext or both"),
         ({"sts": ["{tmp}/nowhere-{en,it}.csv"]}, "nowhere-en.csv does not exist"),
@@ -363,23 +390,29 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"score_range": [0.0, 3.0]}, "is not between 0 and 3"),
         ({"bitext": ["{tmp}/text.{en,it}"]}, "the files are not line-aligned, their line counts are"),
         ({"bitext": ["text.en"]}, "text.en: give line-aligned files in quoted braces"),
-        ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "--teacher_model_name_or_path is for the negative MSE"),
+        ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "--teacher_model_name_or_path does nothing without --bitext"),
+        ({"sts": [], **ELSEWHERE, "score_range": [0.0, 5.0]}, "--score_range does nothing without --sts"),
+        ({"margin": True}, "--margin does nothing without --bitext"),
+        ({"export_dtype": "fp16", "export_dir": None}, "--export_dtype does nothing without --export_dir"),
+        ({"sentences": ["I love plants"]}, "--sentences compares the first with the others: give two or more"),
+        ({"score_range": [0.0, math.inf]}, "--score_range takes the lowest score, then the highest"),
+        ({"model_name_or_path": ["a="]}, "--model_name_or_path 'a=' names no model"),
         ({"output_dir": "{tmp}/full"}, "full holds thesis.txt, which no script wrote"),
         ({"output_dir": "{tmp}/text.en/scores"}, "text.en/scores cannot be written (Not a directory)"),
         ({"export_dir": "/proc/export"}, "export cannot be written"),
         ({"export_dir": "{tmp}/scores"}, "scores lie in one another"),
-        ({"export_dir": "{model}"}, "would be written over the input"),
-        ({"output_dir": "{parent}"}, "would be written over the input"),
+        ({"export_dir": "{model}"}, OVER),
+        ({"output_dir": "{parent}"}, OVER),
         (
             {"output_dir": "{parent}", **ELSEWHERE, "teacher_model_name_or_path": "{model}"},
-            "would be written over the input",
+            OVER,
         ),
-        ({"output_dir": "{parent}", **ELSEWHERE, "sts": ["{parent}/sts-{en}.csv"]}, "would be written over the input"),
+        ({"output_dir": "{parent}", **ELSEWHERE, "sts": ["{parent}/sts-{en}.csv"]}, OVER),
         (
             {"output_dir": "{parent}", **ELSEWHERE, "bitext": ["{parent}/text.{en,it}"]},
-            "would be written over the input",
+            OVER,
         ),
-        ({"push_to_hub": "a/b", "export_dir": None}, "--push_to_hub uploads an export: give --export_dir too"),
+        ({"push_to_hub": "a/b", "export_dir": None}, "--push_to_hub does nothing without --export_dir"),
         ({"push_to_hub": "a b/c"}, "--push_to_hub a b/c is no repository id"),
     ],
 )
@@ -393,6 +426,9 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
         saved(tiny_encoder(), tmp_path / damage)
         for path in (tmp_path / damage).glob(pattern):
             path.unlink()
+    longer = tiny_encoder()
+    longer.tokenizer.add_tokens(["zzzzzz"])
+    saved(longer, tmp_path / "of-another")
     ours = tmp_path / "parent"
     ours.mkdir()
     inside = saved(tiny_encoder(), ours / "student")
@@ -421,9 +457,26 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(tmp_path, capsys, mod
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_export_of_a_model_that_is_missing_is_refused_before_the_others_are_scored(tmp_path, model, capsys):
+    with pytest.raises(SystemExit):
+        main_command = ["--model_name_or_path", model, str(tmp_path / "nowhere"), "--sts", STS]
+        main_command += ["--output_dir", str(tmp_path / "scores"), "--export_dir", str(tmp_path / "export")]
+        run(main, build_parser().parse_args(main_command))
+    assert "nowhere does not exist" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_names_are_no_formulas_and_no_cells(tmp_path, model):
+    """A lone $ was a formula to matplotlib, a | a cell more to Markdown."""
+    scores = evaluate(tmp_path, "--model_name_or_path", f"a$^b|={model}", f"c_$={model}", sts=f"s$\\f|={STS}")
+    assert set(scores["models"][0]["sts"]) == {f"s$\\f|/{name}" for name in ("en", "it", "en-it", "it-en")}
+    report = (tmp_path / "scores/report.md").read_text()
+    assert "| a$^b\\| " in report and "| s$\\f\\|/en " in report
+
+
 def test_model_names():
     specs = ["a=x/y", "org/model", "z/", "runs/lr=2e-4/student"]
-    assert named_models(["."]) == {Path.cwd().name: "."}
+    assert named_models(["."]) == {Path.cwd().name: "."} and named_models([".."]) == {Path.cwd().parent.name: ".."}
+    assert named("x-{pt-BR=pt-br}.csv") == ("", "x-{pt-BR=pt-br}.csv"), "braces belong to the path"
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])

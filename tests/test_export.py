@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLES, saved, tiny_encoder
+from conftest import ROOT, SAMPLES, saved, tiny_encoder
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -18,7 +18,9 @@ import train_distill
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring import export
-from distill.scoring.export import set_title
+from distill.scoring.bitext import Bitext
+from distill.scoring.export import public, set_title, training_notes
+from distill.scoring.sts import StsSet
 from eval_sts import build_parser, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
@@ -55,8 +57,9 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     args = train_distill.build_parser().parse_args(command.split())
     train_distill.main(args)
     entry = export_of(tmp_path, run_dir / "student", "--bitext", pairs)
-    scores = json.loads((tmp_path / "scores/scores.json").read_text())["models"][0]
-    assert entry["sts"] == scores["sts"] and entry["bitext"] == scores["bitext"]
+    scores = json.loads((tmp_path / "scores/scores.json").read_text())
+    notes, scored = scores["notes"], scores["models"][0]
+    assert entry["sts"] == scored["sts"] and entry["bitext"] == scored["bitext"]
 
     card = ModelCard.load(tmp_path / "export/README.md")
     about = card.data.to_dict()
@@ -71,9 +74,9 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     assert found == expected
     counts = json.loads((Path(pairs) / "report.json").read_text())["splits"]["train"]["pairs"]
     for part in (
-        teacher,
-        student,
-        "talks.jsonl",
+        "Teacher: `teacher`. Student at the start: `student`.",
+        "; from talks.jsonl.",
+        f"- {notes[-1]}",
         f"ar {counts['ar']}, de {counts['de']}",
         f"{100 * entry['sts']['en-it']['spearman_cosine']:.1f}",
     ):
@@ -81,13 +84,64 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     written = card.text[card.text.index("accelerate launch") :].replace("\\\n", " ").strip()
     words = shlex.split(written)
     assert words[:3] == ["accelerate", "launch", "train_distill.py"]
-    assert train_distill.build_parser().parse_args(words[3:]) == args and len(words) < 20, "defaults are left out"
+    written = vars(train_distill.build_parser().parse_args(words[3:]))
+    del written["command_line"]
+    given = {name: Path(value).name if isinstance(value, str) else value for name, value in vars(args).items()}
+    assert written == {name: given[name] for name in written} and len(words) < 20, "defaults are left out"
+
+    # Said where it was chosen on what it is scored on, and nothing of this machine.
+    assert notes[-1] == "good was chosen on pairs:dev: other text may score lower"
+    assert str(tmp_path) in json.dumps(scores)
+    for path in (tmp_path / "export").rglob("*.*"):
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, ["chosen on pairs:dev", "trained on pairs:train"]),
+        ({"sts_dev": "./sts-{it,en}.csv"}, ["chosen on sts-{en,it}.csv", "trained on pairs:train"]),
+        ({"sts_dev": "sts-{en}.csv", "metric_for_best_model": "mean_accuracy"}, ["chosen on pairs:dev", "trained on"]),
+        ({"pairs_dir": "elsewhere"}, []),
+        ({"teacher_model_name_or_path": None}, []),  # such as a graft, which has a pairs_dir too
+    ],
+)
+def test_what_a_student_was_trained_or_chosen_on(tmp_path, monkeypatch, change, expected):
+    monkeypatch.chdir(tmp_path)
+    given = {"teacher_model_name_or_path": "t", "pairs_dir": "a/pairs/", "command_line": "c", "sts_dev": None} | change
+    if given["teacher_model_name_or_path"] is None:
+        del given["teacher_model_name_or_path"]
+    given["pairs_dir"] = given["pairs_dir"].replace("a/", f"{tmp_path}/")
+    (tmp_path / "args.json").write_text(json.dumps(given))
+    sets = [StsSet("en", ("en", "en"), [], [], np.array([]), f"{tmp_path}/sts-{{en,it}}.csv")]
+    bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in ("pairs:dev", "pairs:train", "pairs:test")]
+    notes = training_notes("m", ".", sets, bitexts)
+    assert len(notes) == len(expected)
+    for note, part in zip(notes, expected, strict=True):
+        assert note.startswith(f"m was {part}")
+
+
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        ("a=/home/x/model/", "a=model"),
+        ("/home/x/pairs/:dev", "pairs:dev"),
+        ("data/x-{en,pt-BR=pt-br}.csv", "x-{en,pt-BR=pt-br}.csv"),
+        ("x=mteb/sts17:{en-de}:test", "x=mteb/sts17:{en-de}:test"),
+        ("org/model", "org/model"),
+        ("samples/sts-en.csv", "sts-en.csv"),
+        ("--pairs_dir=/x/y", "--pairs_dir=y"),
+    ],
+)
+def test_what_others_may_see_of_a_spec(spec, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert public(spec) == expected
 
 
 def test_a_model_from_elsewhere_has_no_training_in_its_card(tmp_path, teacher):
     export_of(tmp_path, teacher)
     card = (tmp_path / "export/README.md").read_text()
-    assert "## Training" not in card and f"exported from `{teacher}`" in card
+    assert "## Training" not in card and "exported from `teacher`" in card
 
 
 def test_fp16_weights_and_their_loss(tmp_path, capsys):

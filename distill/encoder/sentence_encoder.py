@@ -134,6 +134,12 @@ class SentenceEncoder(nn.Module):
                         f"{name_or_path} has a module of type {module['type']}{after}, which is not supported"
                     )
             transformer, tokenizer = read_transformer(root), read_tokenizer(root)
+            tokens, rows = max(tokenizer.get_vocab().values()) + 1, transformer.get_input_embeddings().num_embeddings
+            if tokens > rows:
+                raise UserError(
+                    f"{name_or_path}: its tokenizer has {tokens:,} tokens, its model embeddings of {rows:,}: save the "
+                    "tokenizer that it was trained with beside it"
+                )
             settings = {}
             for path in root.glob("sentence_*_config.json"):
                 settings |= read_json(path, {})

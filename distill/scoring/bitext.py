@@ -30,19 +30,17 @@ class Bitext(NamedTuple):
 def read_bitext(spec: str, name: str = "") -> list[Bitext]:
     """The first language of line-aligned files with each of the others; or a folder of build_pairs.py.
 
-    Of a folder the split `test` is taken, or `dev` if there is none; 'FOLDER:SPLIT' takes another. UserError for
-    files of unequal length, empty lines, or fewer than two pairs.
+    Of a folder the split `test` is taken, or `dev` if there is none; 'FOLDER:SPLIT' takes another, and the bitexts'
+    `spec` names it. UserError for files of unequal length, empty lines, or where no language has two pairs.
     """
-    pairs = _aligned_files(spec) if "{" in spec else _pairs_folder(spec)
+    pairs, spec = (_aligned_files(spec), spec) if "{" in spec else _pairs_folder(spec)
     prefix = name and f"{name}/"
-    bitexts = [
+    if max((len(sources) for sources, _ in pairs.values()), default=0) < 2:
+        raise UserError(f"{spec} holds no two pairs of a language: retrieval needs at least two")
+    return [
         Bitext(prefix + "-".join(languages), languages, sources, targets, spec)
         for languages, (sources, targets) in pairs.items()
     ]
-    for bitext in bitexts:
-        if len(bitext.sources) < 2:
-            raise UserError(f"{spec} holds {len(bitext.sources)} pairs of {bitext.name}: retrieval needs at least two")
-    return bitexts
 
 
 def _aligned_files(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
@@ -58,7 +56,7 @@ def _aligned_files(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str
     return {(tags[first], tags[other]): (lines[first], lines[other]) for other in others}
 
 
-def _pairs_folder(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+def _pairs_folder(spec: str) -> tuple[dict[tuple[str, str], tuple[list[str], list[str]]], str]:
     path, _, split = spec.partition(":")
     if not Path(path).is_dir():
         raise UserError(f"{spec}: give line-aligned files in quoted braces ('tatoeba.{{en,it}}') or a pairs folder")
@@ -73,7 +71,7 @@ def _pairs_folder(spec: str) -> dict[tuple[str, str], tuple[list[str], list[str]
             sources, sentences = found.setdefault((source_language, target["language"]), ([], []))
             sources.append(source)
             sentences.append(target["sentence"])
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), f"{Path(path)}:{split}"
 
 
 # ---------------------------------------------------------------- retrieval
@@ -133,15 +131,17 @@ def translation_hits(
 ) -> np.ndarray:
     """Whether each source finds its translation, and each target its source: (2, n) bool.
 
-    As in sentence-transformers' TranslationEvaluator it is enough to find the same text: a sentence may occur twice.
-    source, target: their vectors (n, dimension); `search` goes to `nearest_neighbours`.
+    Every row of the same source or the same target is right: a sentence may occur twice, and have two translations, of
+    which only one can be nearest. (sentence-transformers' TranslationEvaluator wants the text that was found to be that
+    of the row, and so the one translation.) source, target: their vectors (n, dimension); `search` goes to
+    `nearest_neighbours`.
     """
-    hits, found = [], nearest_neighbours(source, target, **search)
-    for sentences, rows in zip((targets, sources), found, strict=True):
+    texts = []
+    for sentences in (sources, targets):
         first = {}
-        text = np.array([first.setdefault(sentence, row) for row, sentence in enumerate(sentences)])
-        hits.append(text[rows] == text)
-    return np.stack(hits)
+        texts.append(np.array([first.setdefault(sentence, row) for row, sentence in enumerate(sentences)]))
+    found = nearest_neighbours(source, target, **search)
+    return np.stack([np.any([text[rows] == text for text in texts], axis=0) for rows in found])
 
 
 def translation_accuracy(hits: np.ndarray) -> dict[str, float]:

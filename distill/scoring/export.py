@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from distill.folders import read_json, write_json
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
+from distill.text_files import expand_languages
 
 USE = """\
     from sentence_transformers import SentenceTransformer
@@ -39,7 +41,7 @@ def export_model(
 
 
 def push(folder: str, repo_id: str) -> None:
-    """Upload an export to the hub, but for args.json, which is about this machine. UserError where that fails."""
+    """Upload an export to the hub, but for args.json, which marks it as ours. UserError where that fails."""
     try:
         HfApi().create_repo(repo_id, exist_ok=True)
         HfApi().upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=["args.json"])
@@ -48,30 +50,80 @@ def push(folder: str, repo_id: str) -> None:
         raise UserError(f"{folder} is whole but could not be pushed to {repo_id} ({reason}): push it again") from error
 
 
-# ---------------------------------------------------------------- the model card
-
-
-def training_of(path: str) -> dict | None:
-    """How a student of train_distill.py was made, from what lies beside it; None for any other model."""
-    given = read_json(Path(path) / "args.json", {})
-    if not {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given):
-        return None
-    report = read_json(Path(given["pairs_dir"]) / "report.json", {})
-    pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
-    source = read_json(Path(given["pairs_dir"]) / "args.json", {}).get("source_language", "en")
-    return {
-        "teacher": given["teacher_model_name_or_path"],
-        "student": given["student_model_name_or_path"],
-        "corpora": [corpus["corpus"] for corpus in report.get("corpora", [])],
-        "pairs": pairs,
-        "languages": [source, *pairs] if pairs else [],
-        "command": wrapped(given["command_line"]),
-    }
+# ---------------------------------------------------------------- what others may see of this machine
 
 
 def hub_id(name: str) -> str | None:
     """`name` if it can be an id on the hub and is no path here."""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def public(spec: str) -> str:
+    """A spec without this machine's folders: hub ids as they are, of a path the last part, with the NAME= before it."""
+    name = re.match(r"([^/={]+=)?", spec)[0]
+    path = re.sub(r"/+(?=:|$)", "", spec.removeprefix(name))
+    return spec if hub_id(re.split("[:@]", path)[0]) else name + path.rpartition("/")[2]
+
+
+def public_settings(settings: dict) -> dict:
+    """The settings of an evaluation, but for those that are about this machine alone."""
+    private = ("output_dir", "export_dir", "command_line", "sentences")
+    kept = {name: value for name, value in settings.items() if name not in private}
+    for name, value in kept.items():
+        if isinstance(value, str):
+            kept[name] = public(value)
+        elif isinstance(value, list):
+            kept[name] = [public(one) if isinstance(one, str) else one for one in value]
+    return kept
+
+
+# ---------------------------------------------------------------- the model card
+
+
+def training_args(path: str) -> dict | None:
+    """What train_distill.py was given for the student that lies at `path`; None for any other model."""
+    given = read_json(Path(path) / "args.json", {})
+    return given if {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given) else None
+
+
+def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
+    """What a student is scored on although it was trained or chosen on it."""
+    given, found = training_args(path), {}
+    if given is None:
+        return []
+    chooser = given.get("metric_for_best_model") or ("spearman_cosine" if given.get("sts_dev") else "mean_accuracy")
+    if chooser == "spearman_cosine":
+        dev = files_of(given["sts_dev"])
+        found = {one.spec: "chosen" for one in sets if not dev.isdisjoint(files_of(one.spec))}
+    uses = {"train": "trained"} | ({"dev": "chosen"} if chooser == "mean_accuracy" else {})
+    for one in bitexts:
+        folder, _, split = one.spec.rpartition(":")
+        if split in uses and Path(folder).resolve() == Path(given["pairs_dir"]).resolve():
+            found[one.spec] = uses[split]
+    return [f"{name} was {how} on {public(spec)}: other text may score lower" for spec, how in found.items()]
+
+
+def files_of(spec: str) -> set[Path]:
+    """The files of a brace path, however it is written."""
+    return {Path(path).resolve() for path in expand_languages(spec).values()}
+
+
+def training_of(path: str) -> dict | None:
+    """How a student of train_distill.py was made, from what lies beside it; None for any other model."""
+    given = training_args(path)
+    if given is None:
+        return None
+    report = read_json(Path(given["pairs_dir"]) / "report.json", {})
+    pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
+    source = read_json(Path(given["pairs_dir"]) / "args.json", {}).get("source_language", "en")
+    return {
+        "teacher": public(given["teacher_model_name_or_path"]),
+        "student": public(given["student_model_name_or_path"]),
+        "corpora": [public(corpus["corpus"]) for corpus in report.get("corpora", [])],
+        "pairs": pairs,
+        "languages": [source, *pairs] if pairs else [],
+        "command": wrapped(shlex.join(map(public, shlex.split(given["command_line"])))),
+    }
 
 
 def set_title(spec: str) -> str:
@@ -109,7 +161,12 @@ def fp16_loss(entry: dict) -> str:
 
 
 def model_card(
-    entry: dict, sets: list[StsSet], bitexts: list[Bitext], encoder: SentenceEncoder, training: dict | None
+    entry: dict,
+    sets: list[StsSet],
+    bitexts: list[Bitext],
+    encoder: SentenceEncoder,
+    training: dict | None,
+    notes: list[str],
 ) -> str:
     """README.md of an export: metadata that the hub reads, use, scores, how it was trained."""
     spoken = [language for one in sets for language in one.languages]
@@ -139,6 +196,7 @@ def model_card(
     parts.append("## Scores")
     parts.append(markdown(summary_table([entry])))
     parts.append(f"Means x 100 with 95% bootstrap intervals{fp16_loss(entry)}.")
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     if sets:
         titles = ", ".join(dict.fromkeys(set_title(one.spec) for one in sets))
         parts.append(

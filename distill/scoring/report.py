@@ -9,10 +9,13 @@ import matplotlib
 import numpy as np
 from tabulate import tabulate
 
+from distill.scoring.bitext import Bitext
 from distill.scoring.sts import StsSet
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 
 WIDTH = 80  # columns of a terminal
 BITEXT_COLUMNS = {
@@ -150,17 +153,17 @@ def gain_table(entry: dict) -> Table:
 
 
 def bitext_table(entries: list[dict]) -> Table:
-    """Translation accuracies x 100 and negative MSE, a row for each bitext and model."""
+    """Number of pairs, translation accuracies x 100 and negative MSE, a row for each bitext and model."""
     columns = [key for key in BITEXT_COLUMNS if key in next(iter(entries[0]["bitext"].values()))]
     rows = []
     for name in entries[0]["bitext"]:
         for entry in entries:
             scores = entry["bitext"][name]
-            cells = [number(scores[key]) for key in columns if key != "negative_mse"]
+            cells = [str(scores["n"]), *(number(scores[key]) for key in columns if key != "negative_mse")]
             if "negative_mse" in columns:  # x 100 already
                 cells.append("-" if scores["negative_mse"] is None else f"{scores['negative_mse']:.2f}")
             rows.append([f"{name} {entry['name']}", *cells])
-    return Table(["", *(BITEXT_COLUMNS[key] for key in columns)], rows)
+    return Table(["", "n", *(BITEXT_COLUMNS[key] for key in columns)], rows)
 
 
 def detail_table(entry: dict) -> Table:
@@ -175,7 +178,8 @@ def detail_table(entry: dict) -> Table:
 def markdown(table: Table) -> str:
     """A table as GitHub shows it."""
     align = ("left", *["right"] * (len(table.headers) - 1))
-    return tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    headers, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, *table.rows)]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def terminal(table: Table, width: int = WIDTH) -> str:
@@ -197,8 +201,8 @@ def terminal(table: Table, width: int = WIDTH) -> str:
 # ---------------------------------------------------------------- the terminal and the files
 
 
-def print_scores(entries: list[dict], sets: list[StsSet]) -> None:
-    """Each model's sets, what the last model gained on the one before, the means, what was gained in them."""
+def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> None:
+    """Each model's sets, what the last model gained on the one before, the means, what was gained in them, notes."""
     last = entries[-1]
     tables = [bitext_table(entries)] if last["bitext"] else []
     if sets:
@@ -212,11 +216,26 @@ def print_scores(entries: list[dict], sets: list[StsSet]) -> None:
     if len(entries) > 1:
         tables.append(gain_table(last))
     print("".join(f"\n{terminal(table)}\n" for table in tables), end="")
-    print(NOTES if len(entries) > 1 else NOTES.splitlines()[0])
+    print("\n".join([*LEGEND[: len(entries)], *notes]))
 
 
-NOTES = """[ ]: 95% interval by bootstrap over the pairs
-p: paired bootstrap test of the difference; *: p < 0.05, each set by itself"""
+LEGEND = [
+    "[ ]: 95% interval by bootstrap over the pairs",
+    "p: paired bootstrap test of the difference; *: p < 0.05, each set by itself",
+]
+
+
+def size_notes(bitexts: list[Bitext], alone: list[str]) -> list[str]:
+    """What a mean accuracy does not show: languages of one pair, which are left out, and of few beside many."""
+    notes, sizes = [], {}
+    if alone:
+        notes.append(f"left out, since one pair is no retrieval: {', '.join(alone)}")
+    for one in bitexts:
+        sizes.setdefault(f"{one.name.rpartition('/')[0]} accuracy".strip(), []).append(len(one.sources))
+    for mean, counts in sizes.items():
+        if min(counts) < max(counts):
+            notes.append(f"{mean}: the mean of sets of {min(counts)} to {max(counts)} pairs, which count the same")
+    return notes
 
 
 def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> None:
@@ -230,7 +249,7 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
     blocks = ["\n".join(lines), "## Means", markdown(summary_table(entries))]
     if len(entries) > 1:
         blocks += [f"## What {last['name']} gained", markdown(gain_table(last))]
-    blocks.append("\n".join(f"    {line}" for line in NOTES.splitlines()))
+    blocks.append("\n".join(f"    {line}" for line in [*LEGEND, *scores["notes"]]))
     if sets:
         blocks += [
             "## Semantic textual similarity",

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from distill.command import UserError
-from distill.languages import required_tag
+from distill.languages import is_region, required_tag, standard_tag
 from distill.pairs.tables import sentence_tables
 from distill.text_files import expand_languages
 
@@ -31,15 +31,14 @@ def read_sts(spec: str, score_range: tuple[float, float] | None = None, name: st
     """The sets of a brace path, or of a hub id with braces: tables of `sentence1`, `sentence2` and `score`.
 
     '{en,it}' stands for aligned tables, row i of each the same pair: every language and every ordered pair of
-    languages is a set. '{en-de,es-en}' stands for sets that are cross-lingual by themselves. CSV and TSV need no
-    header. Scores from `score_range` (if not given: 0-1 where they fit, else 0-5) are brought to 0-1. UserError for a
-    bad row, and for aligned tables whose rows or scores differ.
+    languages is a set. '{en-de,es-en}' stands for sets that are cross-lingual by themselves; `split_pairs` tells the
+    two apart. CSV and TSV need no header. Scores from `score_range` (if not given: 0-1 where they fit, else 0-5) are
+    brought to 0-1. UserError for a bad row, and for aligned tables whose rows or scores differ.
     """
     paths = expand_languages(spec)
-    languages = {
-        tag: tuple(required_tag(part, spec) for part in parts) for tag, parts in split_pairs(paths, spec).items()
-    }
-    if twice := [tag for tag in paths if list(languages.values()).count(languages[tag]) > 1]:
+    languages = split_pairs(paths, spec)
+    names = {tag: set_name(parts[0], parts[-1]) for tag, parts in languages.items()}
+    if twice := [tag for tag in paths if list(names.values()).count(names[tag]) > 1]:
         raise UserError(f"{spec} names the same language twice, as {' and '.join(twice)}: leave one out")
     tables = {tag: _read_table(path) for tag, path in paths.items()}
     low, high = score_range or _find_range(tables)
@@ -70,22 +69,27 @@ def set_name(language1: str, language2: str) -> str:
     return language1 if language1 == language2 else f"{language1}-{language2}"
 
 
-def split_pairs(tags: Iterable[str], spec: str) -> dict[str, list[str]]:
-    """The languages of each tag: 'en-de' -> ['en', 'de'].
+def split_pairs(tags: Iterable[str], spec: str) -> dict[str, tuple[str, ...]]:
+    """The standard languages of each tag, one or two: 'en-de' and 'en+de' -> ('en', 'de'), 'pt-BR' -> ('pt-BR',).
 
-    'pt-BR' and 'zh-Hans' are one language, since a region or script begins with a capital; and where any tag has no
-    hyphen, all are one language, as in '{en,pt-br}'. UserError where that may be meant otherwise, as in '{en,en-de}'.
+    A region begins with a capital or a digit, or is surely one ('en-us'); a script also has four letters. 'es-es' is
+    two languages, as STS17 has it. UserError for what may be either: 'pt-br', Brazil's or Portuguese to Breton.
     """
-    languages = {tag: re.split(r"-(?![A-Z])", tag) for tag in tags}
-    if all("-" in tag for tag in tags):
-        return languages
-    for tag, (first, *others) in languages.items():
-        if others and first in tags:
-            raise UserError(
-                f"{spec}: {tag} may be one language or two: write a region in capitals (pt-BR), and give the sets "
-                "across languages an --sts of their own"
-            )
-    return {tag: [tag] for tag in tags}
+    languages = {}
+    for tag in tags:
+        written = tag.lower() if tag.isupper() else tag
+        first, *others = tag.split("+") if "+" in tag else re.split(r"[-_](?![A-Z0-9]|[a-z]{4}\b)", written)
+        two = f"{{{first}+{'-'.join(others)}={tag}}}"
+        if len(others) > 1:
+            raise UserError(f"{spec}: {tag} names more than two languages: write two with a +, as in {two}")
+        word = "" if "+" in tag else "".join(others)
+        if len(word) == 2 and word != first and is_region(first, word):
+            if standard_tag(word):
+                one = f"{{{standard_tag(tag)}={tag}}}"
+                raise UserError(f"{spec}: {tag} may be one language or two: write {one} for one, {two} for two")
+            first, others = tag, []
+        languages[tag] = tuple(required_tag(part, spec) for part in (first, *others))
+    return languages
 
 
 def _find_range(tables: dict[str, pl.DataFrame]) -> tuple[float, float]:
