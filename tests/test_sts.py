@@ -1,5 +1,7 @@
 """STS sets: formats, languages, score ranges, alignment, bad files."""
 
+import json
+
 import datasets
 import numpy as np
 import polars as pl
@@ -173,3 +175,34 @@ def test_bad_specs(monkeypatch, spec, message):
     with pytest.raises(UserError) as error:
         read_sts(spec)
     assert message in str(error.value)
+
+
+def test_json_lines_whose_first_block_has_whole_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.text_files.BLOCK", 100)
+    rows = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i if i < 4 else i / 2} for i in range(9)]
+    write(tmp_path / "sts-en.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    [one] = read_sts(f"{tmp_path}/sts-{{en}}.jsonl")
+    assert one.scores.tolist() == [row["score"] / 5 for row in rows]
+
+
+@pytest.mark.parametrize(
+    "header, row, message",
+    [
+        ("sentence1,sentence2,score,,", "a{0},b{0},{0},,", None),
+        ("Sentence1,Sentence2,Score", "a{0},b{0},{0}", None),
+        ("sentence1,sentence2,score,score", "a{0},b{0},{0},1", "the header names 'score' more than once"),
+    ],
+)
+def test_headers(tmp_path, header, row, message):
+    write(tmp_path / "sts-en.csv", "\n".join([header, *(row.format(i) for i in range(3))]) + "\n")
+    if message is None:
+        assert read_sts(f"{tmp_path}/sts-{{en}}.csv")[0].sentence1 == ["a0", "a1", "a2"]
+    else:
+        with pytest.raises(UserError, match=message):
+            read_sts(f"{tmp_path}/sts-{{en}}.csv")
+
+
+def test_a_quote_left_open_swallows_no_rows(tmp_path):
+    write(tmp_path / "sts-en.csv", '"a,b,1\nc,d,2\n"e",f,3\ng,h,4\n')
+    with pytest.raises(UserError, match=r"sts-en.csv, line 1 begins a row with unsound quotes"):
+        read_sts(f"{tmp_path}/sts-{{en}}.csv")

@@ -140,7 +140,8 @@ def _read_table(path: str) -> pl.DataFrame:
             f"{path} has the columns {', '.join(names) or '(none)'}: expected sentence1, sentence2 and one of "
             f"{', '.join(SCORE_COLUMNS)}"
         )
-    table = pl.concat(tables).select(pl.col("sentence1", "sentence2", score).cast(pl.String))
+    # Each for itself: a block of JSON lines whose scores are all whole numbers has them as integers.
+    table = pl.concat(table.select(pl.col("sentence1", "sentence2", score).cast(pl.String)) for table in tables)
     numbers = table[score].str.strip_chars().cast(pl.Float64, strict=False)
     for row in numbers.is_null().arg_true():
         raise UserError(f"{path}, row {row + 1}: the score {table[score][row]!r} is no number: mend or remove the row")
