@@ -883,7 +883,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"metric_for_best_model": "spearman_cosine"}, "--metric_for_best_model spearman_cosine needs --sts_dev"),
         ({"freeze_layers": 3}, "--freeze_layers 3: the student has 2"),
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
-        ({"sts_dev": "{tmp}/sts-{{en,it}}.csv"}, "sts-en.csv does not exist"),
+        ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
         ({"output_dir": "{tmp}/foreign"}, "foreign/student exists and was not made by these scripts"),
         ({"output_dir": "{tmp}/file"}, "file/student cannot be written (Not a directory)"),
