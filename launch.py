@@ -8,6 +8,7 @@ fail; 128 + N where one died of signal N, and 75 if this launcher had got that s
 SIGKILL, four minutes after a first signal and ten seconds after a second.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -57,10 +59,16 @@ def pass_on(number: int, frame) -> None:
 def culprit(error) -> tuple:
     """Rank and failure of a ChildFailedError that tell why: of a process that died of a signal, else the first one's.
 
-    Those that lose it fail too, and may be seen before it is. A signal within a second or half a minute later is that
-    of torch's launcher, which ends the others: SIGTERM, then SIGKILL.
+    Those that lose it fail too, and may be seen before it is, or at once. Torch's launcher ends the others itself: by
+    SIGTERM, and half a minute later by SIGKILL.
     """
-    rank, first = error.get_first_failure()
+
+    def moment(item: tuple) -> tuple:
+        """In seconds as torch's launcher knows it, then as the file says to which a process wrote its traceback."""
+        file = Path(item[1].error_file)
+        return item[1].timestamp, file.stat().st_mtime if file.is_file() else math.inf
+
+    rank, first = min(error.failures.items(), key=moment)
     for other, failure in error.failures.items():
         ended = -failure.exitcode == signal.SIGTERM or failure.timestamp >= first.timestamp + 30
         if failure.exitcode < 0 and not ended:

@@ -372,6 +372,9 @@ def main(args: argparse.Namespace) -> None:
 
     # Final save: student/ is already there, written when the best dev score was reached
     bar.close()
+    # Torch's group ends here. Had DDP the last hold on it, it would end with the interpreter's lock, for which the
+    # group's threads may wait.
+    model = accelerator.free_memory(model)
     accelerator.end_training()
     if not done() or progress.evaluated < progress.step:
         leave()

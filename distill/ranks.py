@@ -50,9 +50,9 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
+        ignore_signals()
         if not isinstance(sys.exc_info()[1], Exception):
             _end_groups()
-        ignore_signals()
         signal.set_wakeup_fd(before)
         os.close(writing)
 

@@ -4,9 +4,11 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import FAULTY, ROOT, STOPPED, checkpoint_steps, folders, launch, metrics, train
+from conftest import FAULTY, ROOT, STOPPED, checkpoint_steps, folders, launch, metrics, saved, tiny_encoder, train
 from safetensors.torch import load_file
 from torch import testing
+
+from distill.encoder.sentence_encoder import SentenceEncoder
 
 OPTIONS = "--max_train_steps 12 --logging_steps 1 --checkpointing_steps 5 --eval_steps 6 --learning_rate 1e-3"
 # Accelerate takes FSDP for processes with GPUs only: here it is told that these are such.
@@ -83,13 +85,19 @@ def test_fsdp2_in_processes_on_a_cpu(options, tmp_path, fsdp_on_cpu):
 
 
 def test_fsdp2_in_bf16_with_a_new_layer(options, tmp_path, fsdp_on_cpu):
-    """The layer starts as it does in one process; the loss is that of fp32 vectors."""
-    options = [*options, "--projection"]
+    """The layer starts as it does in one process; the loss is that of fp32 vectors, before the student's Normalize."""
+    student = saved(tiny_encoder(seed=2, normalize=True), tmp_path / "student")
+    options = [*options, "--projection", "--student_model_name_or_path", student]
     assert train(*options, *folders(tmp_path / "one")) == 0
     given = ("none", "0", "train_distill.distillation_loss", "0", *options, *folders(tmp_path))
     code, _, errors = launch(fsdp_on_cpu, *given, config=("accelerate_configs/fsdp2.yaml", "--main_process_port", "0"))
     assert code == 0, errors
     np.testing.assert_allclose(losses(tmp_path), losses(tmp_path / "one"), rtol=0.03)
+    scores = []
+    for folder in (tmp_path, tmp_path / "one"):
+        assert SentenceEncoder.from_pretrained(str(folder / "run/student")).normalize
+        scores.append([line["bitext"]["it"]["negative_mse"] for line in metrics(folder) if "bitext" in line])
+    np.testing.assert_allclose(*scores, rtol=0.03)
 
 
 def test_fsdp_is_not_silently_left_out(options, tmp_path):

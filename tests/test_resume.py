@@ -1,5 +1,6 @@
 """A run may be cut anywhere and goes on as if nothing had happened: signals, kills, dead ranks, damage, full disks."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,12 @@ from conftest import (
     tiny_encoder,
     train,
 )
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from benchmarks.kill_and_resume import acting_in, owner_of
 from distill import ranks
 from distill.training import checkpoints
+from launch import culprit
 
 # Lines of metrics.jsonl, checkpoints and evaluations come at different steps.
 OPTIONS = (
@@ -183,7 +186,80 @@ def test_the_launcher_passes_signals_on(given, tmp_path, early):
     assert bool(checkpoint_steps(tmp_path)) != early
 
 
+HANGING = """
+import ctypes, os, signal, sys
+from distill.ranks import listening
+
+with listening():
+    print("listening", flush=True)
+    if os.environ.get("RANK") == "1":
+        signal.raise_signal(signal.SIGSTOP)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):  # locked twice, a mutex is waited for until the end of time, signals or not
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+LAUNCHER = "import sys; sys.path.insert(0, '.'); import launch; launch.AFTER_SECOND = 1; launch.run()"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_signal_ends_what_hangs(tmp_path, processes):
+    """A process that waits in C, where no handler of Python's runs; and one that is stopped, by the launcher.
+
+    The first signal comes twice at once, as from a terminal and passed on.
+    """
+    (tmp_path / "hanging.py").write_text(HANGING)
+    command = [sys.executable, str(tmp_path / "hanging.py")]
+    if processes == 2:
+        command = [sys.executable, "-c", LAUNCHER, "--config_file", CONFIGS[2], *command[1:]]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
+    for _ in range(processes):
+        assert process.stdout.readline() == "listening\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(1.2)
+    assert process.poll() is None, "one signal is no second one"
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors
+    assert errors.count("ended by a second signal: the same command with --resume_from_checkpoint latest goes on") == 1
+    assert time.monotonic() - start < 15
+
+
 # ---------------------------------------------------------------- ranks that die
+
+
+def failed(code: int, seconds: int) -> ProcessFailure:
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file="none")
+    failure.timestamp = seconds
+    return failure
+
+
+@pytest.mark.parametrize(
+    "failures, expected",
+    [
+        ([failed(1, 100), failed(-9, 101)], -9),  # lost its peer, and was seen before it
+        ([failed(1, 100), failed(1, 101)], 1),
+        ([failed(2, 101), failed(-15, 101)], 2),  # the launcher's signal, before it was listened to
+        ([failed(1, 100), failed(-9, 131)], 1),  # the launcher's, to one that did not follow
+        ([failed(-11, 100), failed(75, 99)], -11),
+    ],
+)
+def test_the_exit_code_is_that_of_a_rank_that_died_of_a_signal_whoever_was_seen_first(failures, expected):
+    _, failure = culprit(ChildFailedError("train_distill.py", dict(enumerate(failures))))
+    assert failure.exitcode == expected
+
+
+def test_of_two_errors_in_one_second_the_first_is_told(tmp_path):
+    failures = {}
+    for rank, moment in enumerate((100.8, 100.2)):
+        file = tmp_path / f"{rank}.json"
+        file.write_text('{"message": {"message": "an error", "extraInfo": {"timestamp": "100"}}}')
+        os.utime(file, (moment, moment))
+        failures[rank] = ProcessFailure(local_rank=rank, pid=1, exitcode=1, error_file=str(file))
+    assert culprit(ChildFailedError("train_distill.py", failures))[0] == 1
 
 
 @pytest.mark.parametrize(

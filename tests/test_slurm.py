@@ -184,6 +184,19 @@ def test_a_job_that_fails_is_not_requeued(options, tmp_path):
     assert "error: --freeze_layers 9: the student has 2" in log and "Traceback" not in log
 
 
+@pytest.mark.parametrize("name", ["train", "eval", "build_pairs"])
+def test_a_task_has_the_cpus_of_its_job(tmp_path, name):
+    """By itself srun binds a task to one; here no task is bound, but one sees what srun was told."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(f'#!/bin/bash\necho "$SRUN_CPUS_PER_TASK" > {tmp_path}/told\n')
+    python.chmod(0o755)
+    sbatch = ("--cpus-per-task=3", "--gpus-per-node=1", "--time=5", *(["--array=0"] if name == "build_pairs" else []))
+    job = submit(str(ROOT / f"slurm/{name}.slurm"), sbatch=sbatch, log=tmp_path / "log", folder=tmp_path)
+    assert end_of(job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    assert (tmp_path / "told").read_text() == "3\n"
+
+
 # ---------------------------------------------------------------- evaluation, pairs
 
 

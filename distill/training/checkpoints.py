@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from distill.command import UserError
 from distill.folders import exchange, read_json, write_json
-from distill.ranks import on_first_rank, together
+from distill.ranks import together
 from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
@@ -125,6 +125,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
         raise UserError(f"{final} is not saved, older ones are kept; {error}") from error
 
     def delete() -> None:
+        if not accelerator.is_main_process:
+            return
         clear()
         # Later ones are of a run that went back to an earlier checkpoint.
         found = checkpoints(output_dir)
@@ -132,7 +134,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
         for path in {*found} - {final, *older[: limit - 1]}:
             shutil.rmtree(path)
 
-    on_first_rank(delete, accelerator)
+    together(delete, accelerator)
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
