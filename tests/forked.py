@@ -42,7 +42,7 @@ def run(folder: Path, program: str, *options: str, processes: int = 1, **variabl
 
     When one fails the others get a minute to follow.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True)
     ranks = start(folder, program, *options, processes=processes, **variables)
     end = time.monotonic() + 300
     while any(rank.is_alive() for rank in ranks) and time.monotonic() < end:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 from accelerate import Accelerator
@@ -60,14 +61,13 @@ def assert_same_run(one: Path, other: Path) -> None:
 def whole(given, tmp_path_factory) -> Path:
     """The folder of an uninterrupted run of one process."""
     folder = tmp_path_factory.mktemp("whole")
-    code, _, errors = launch("train_distill.py", *given, *folders(folder), processes=1)
-    assert code == 0, errors
+    assert train(*given, *folders(folder)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole_of_two(given, tmp_path_factory) -> Path:
-    """The folder of an uninterrupted run of two processes."""
+    """The folder of an uninterrupted run of two processes, launched as users do."""
     folder = tmp_path_factory.mktemp("whole_of_two")
     code, said, errors = launch("train_distill.py", *given, *folders(folder))
     assert code == 0, errors
@@ -157,12 +157,13 @@ def test_a_signal_that_comes_while_a_rank_waits_is_agreed_on_next(monkeypatch):
 def test_a_signal_to_one_rank_stops_both(given, whole_of_two, tmp_path, faulty, moment, rank):
     place, call, step = MOMENTS[moment]
     fault = (str(rank), str(int(signal.SIGTERM)), place, str(call))
-    code, _, errors = launch(faulty, *fault, *given, *folders(tmp_path))
-    assert code == STOPPED, errors
+    codes, _, errors = forked.run(tmp_path / "cut", faulty, *fault, *given, *folders(tmp_path), processes=2)
+    assert codes == [STOPPED, STOPPED], errors
     assert errors.count("stopped by SIGTERM") == 1 and "Traceback" not in errors
     assert checkpoint_steps(tmp_path)[-1:] == ([] if step is None else [step])
-    code, said, errors = launch("train_distill.py", *given, *folders(tmp_path), *LATEST)
-    assert code == 0, errors
+    again = ("train_distill.py", *given, *folders(tmp_path), *LATEST)
+    codes, said, errors = forked.run(tmp_path / "again", *again, processes=2)
+    assert codes == [0, 0], errors
     assert ("resumed from" in said) == (step is not None)
     assert_same_run(tmp_path, whole_of_two)
 
@@ -285,7 +286,8 @@ def test_a_killed_rank_ends_the_others(given, whole_of_two, tmp_path, faulty):
     assert code == 128 + signal.SIGKILL, errors
     assert time.monotonic() - start < 60
     assert checkpoint_steps(tmp_path) == [5, 10]
-    assert launch("train_distill.py", *given, *folders(tmp_path), *LATEST)[0] == 0
+    again = ("train_distill.py", *given, *folders(tmp_path), *LATEST)
+    assert forked.run(tmp_path / "again", *again, processes=2)[0] == [0, 0]
     assert_same_run(tmp_path, whole_of_two)
 
 
@@ -300,10 +302,12 @@ def test_another_number_of_processes_takes_the_same_remaining_steps(given, tmp_p
     for before, after in ((1, 2), (2, 1)):
         folder = tmp_path / f"{before} then {after}"
         fault = ("0", str(int(signal.SIGUSR1)), "distill.training.watching.Tally.add", "9")
-        assert launch(faulty, *fault, *options, *folders(folder), processes=before)[0] == STOPPED
+        cut = (folder / "cut", faulty, *fault, *options, *folders(folder))
+        assert forked.run(*cut, processes=before)[0] == [STOPPED] * before
         assert checkpoint_steps(folder) == [5, 9]
-        code, said, errors = launch("train_distill.py", *options, *folders(folder), *LATEST, processes=after)
-        assert code == 0, errors
+        again = (folder / "again", "train_distill.py", *options, *folders(folder), *LATEST)
+        codes, said, errors = forked.run(*again, processes=after)
+        assert codes == [0] * after, errors
         assert f"{after} process(es)" in said
         found = [line for line in metrics(folder) if "loss" in line]
         assert [line["step"] for line in found] == [line["step"] for line in expected]
@@ -440,8 +444,9 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(
     left = {"labels": [], "student": [5], "checkpoint": [5, 10]}[full_in]
     assert checkpoint_steps(kept) == left
     assert all(checkpoints.damage(path) is None for path in checkpoints.checkpoints(kept / "run"))
-    code, _, errors = launch("train_distill.py", *given, *folders(kept), *LATEST, processes=processes)
-    assert code == 0, f"with room again, it goes on: {errors}"
+    again = (tmp_path / "again", "train_distill.py", *given, *folders(kept), *LATEST)
+    codes, _, errors = forked.run(*again, processes=processes)
+    assert codes == [0] * processes, f"with room again, it goes on: {errors}"
     assert_same_run(kept, whole if processes == 1 else whole_of_two)
 
 

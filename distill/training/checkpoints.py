@@ -46,7 +46,7 @@ def damage(checkpoint: Path) -> str | None:
     """What a checkpoint has lost since it was written, by its manifest; None if nothing."""
     try:
         manifest = read_json(checkpoint / MANIFEST, None)
-    except ValueError:
+    except UserError:
         return f"{MANIFEST} cannot be read"
     if manifest is None:
         return f"{MANIFEST} is missing"
