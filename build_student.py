@@ -22,9 +22,17 @@ from distill.encoder.model_folder import loading
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import read_tokenizer
 from distill.folders import replaced_folder, write_json, writing
-from distill.pairs.pairs_folder import language_sentences, load_pairs, pairs_by_language, sentences
+from distill.pairs.pairs_folder import language_sentences, load_pairs, pairs_by_language, sentence_counts, sentences
 from distill.students.audit import audit, draw_audit, print_audit, worst_words
-from distill.students.graft import MOST_ALIGNED, cut_positions, graft, keep_layers, new_tokenizer
+from distill.students.graft import (
+    MOST_ALIGNED,
+    MOST_TRAINED,
+    cut_positions,
+    equal_share,
+    graft,
+    keep_layers,
+    new_tokenizer,
+)
 from distill.students.trim import trim, trim_table
 
 UNREAD = 3  # exit code of an audit that found a language which is not read
@@ -129,10 +137,17 @@ def graft_student(args: argparse.Namespace) -> None:
     if args.max_position_embeddings:
         cut_positions(encoder.transformer, args.max_position_embeddings)
         encoder.max_seq_length = min(encoder.max_seq_length, args.max_position_embeddings)
+    notes = []
     if args.tokenizer_name_or_path:
         tokenizer = load_tokenizer(args.tokenizer_name_or_path)
     else:
-        tokenizer = new_tokenizer(encoder.tokenizer, sentences(train), args.vocab_size)
+        counts = sentence_counts(train)
+        texts = list(sentences(train, equal_share(counts.values(), MOST_TRAINED)))
+        tokenizer = new_tokenizer(encoder.tokenizer, texts, args.vocab_size)
+        trained = f"Tokenizer trained on {len(texts):,} of {counts.total():,} sentences"
+        if len(tokenizer) < args.vocab_size:
+            trained += f", which have no more pieces to give: {len(tokenizer):,} of the {args.vocab_size:,} asked for"
+        notes.append(f"{trained}.")
     sources = train[:MOST_ALIGNED]["source"] if aligned else []
     graft(encoder, tokenizer, sources, tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs))
     parameters, layers = sum(p.numel() for p in encoder.parameters()), encoder.transformer.config.num_hidden_layers
@@ -141,9 +156,9 @@ def graft_student(args: argparse.Namespace) -> None:
         encoder.save(folder)
         title = f"{args.encoder_model_name_or_path} under a multilingual tokenizer"
         counts = ", ".join(f"{language} {len(source):,}" for language, (source, _) in pairs.items())
-        aligned_over = f"{summary}. Tokens aligned over these numbers of pairs: {counts or 'none'}."
-        write_readme(folder, title, args, [aligned_over])
-    print(f"{args.output_dir}: {summary}")
+        notes.append(f"Tokens aligned over these numbers of pairs: {counts or 'none'}.")
+        write_readme(folder, title, args, [f"{summary}.", *notes])
+    print(*notes, f"{args.output_dir}: {summary}", sep="\n")
 
 
 COMMANDS = {"audit": audit_tokenizers, "trim": trim_student, "graft": graft_student}

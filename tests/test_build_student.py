@@ -1,6 +1,7 @@
 """The graft: its tokenizer, where its embeddings come from, its folder, bad input."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -25,12 +26,13 @@ from transformers import (
     XLMRobertaModel,
 )
 
+import build_student
 from build_student import build_parser, main
 from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.pairs.pairs_folder import load_pairs, sentences
+from distill.pairs.pairs_folder import load_pairs, sentence_counts, sentences
 from distill.students.alignment import aligned_tokens, start_from_alignments
-from distill.students.graft import plain_texts, start_embeddings, train_tokenizer
+from distill.students.graft import equal_share, plain_texts, start_embeddings, train_tokenizer
 
 
 def graft(teacher, pairs, output, *more):
@@ -55,7 +57,43 @@ def test_graft_is_the_teachers_encoder_under_a_tokenizer_that_reads_every_langua
         assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
         # The teacher reads no capitals, so neither does its student.
         readable.append(tokenizer.decode(ids, skip_special_tokens=True) == sentence.lower())
-    assert sum(readable) > 0.98 * len(readable), "all but the sentences with one of the rarest letters"
+    assert sum(readable) > 0.99 * len(readable), "all but the sentences with one of the rarest letters"
+
+
+def test_what_the_tokenizer_was_trained_on_and_lacks_is_said(pairs, teacher, tmp_path, capsys, monkeypatch):
+    counts = sentence_counts(load_pairs(pairs)["train"])
+    whole = list(sentences(load_pairs(pairs)["train"]))
+    assert counts.total() == len(whole) and counts[""] == len(load_pairs(pairs)["train"])
+    monkeypatch.setattr(build_student, "MOST_TRAINED", 101)
+    graft(teacher, pairs, tmp_path / "student", "--start", "pieces", "--vocab_size", "20000")
+    printed = capsys.readouterr().out
+    said = re.search(
+        r"Tokenizer trained on 100 of (\d+) sentences, .* no more pieces to give: (\S+) of the 20,000", printed
+    )
+    assert int(said[1]) == len(whole) and f"{len(AutoTokenizer.from_pretrained(tmp_path / 'student')):,}" == said[2]
+    assert said[0] in (tmp_path / "student/README.md").read_text()
+
+
+def test_of_too_many_sentences_every_language_gives_an_equal_share(pairs):
+    train = load_pairs(pairs)["train"]
+    first = {"": list(train["source"])}
+    for target in (target for targets in train["targets"] for target in targets):
+        first.setdefault(target["language"], []).append(target["sentence"])
+    assert sorted(sentences(train, 30)) == sorted(one for listed in first.values() for one in listed[:30])
+    assert equal_share([3, 50, 40], 93) == 50, "all fit"
+    assert equal_share([3, 50, 40], 73) == 35, "the 70 that the smallest leaves, shared by two"
+    assert equal_share([30, 50, 40], 60) == 20
+
+
+def test_a_letter_that_occurs_more_than_twice_has_a_token():
+    """Their share is below any that a coverage of characters would take in; of Han there are too many."""
+    texts = ["I love plants and dogs"] * 3000 + ["ça"] * 3 + ["ì"] * 2 + ["語"] * 3
+    vocabulary = "".join(train_tokenizer(texts, 60, lowercase=True).get_vocab())
+    assert [sign in vocabulary for sign in "çì語"] == [True, False, False]
+
+
+def test_no_sentence_is_too_long_to_train_on():
+    assert "word" in "".join(train_tokenizer(["word " * 2000] * 3, 12, lowercase=True).get_vocab())
 
 
 def test_a_graft_keeps_pooling_dense_normalize_and_prompts(pairs, tmp_path):
@@ -301,7 +339,7 @@ def test_capitals_stay_where_the_teacher_reads_them():
     [
         (["--pairs_dir", "nowhere"], "nowhere is no folder of build_pairs.py"),
         (["--encoder_model_name_or_path", "./nowhere"], "nowhere does not exist"),
-        (["--vocab_size", "20"], "--vocab_size 20 is too small for"),
+        (["--vocab_size", "20"], "--vocab_size 20 is too small for the pairs: they have"),
         (["--num_layers", "3"], "--num_layers 3: the encoder has 2"),
         (["--max_position_embeddings", "65"], "--max_position_embeddings 65: the encoder has positions for 64 tokens"),
     ],

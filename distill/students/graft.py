@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
@@ -15,40 +17,63 @@ from distill.encoder.model_folder import longest_input, position_table
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import SPECIAL_TOKENS, set_token_ids, token_ids, tokenizer_content
 from distill.students.alignment import start_from_alignments
+from distill.students.audit import SYLLABLES
 
+MOST_TRAINED = 400_000  # sentences that a tokenizer is trained on: 40 seconds and 1.3 GB; twice as many, 2 minutes
 MOST_ALIGNED = 50_000  # pairs of a language that alignment is counted over: more take memory and change little
+FEW = 2  # a letter that occurs more often has a token, however rare it is
+
+
+def equal_share(counts: Iterable[int], most: int) -> int:
+    """How many of each language to take, so that they are `most` in all where there are more."""
+    counts = sorted(counts)
+    for languages, count in zip(range(len(counts), 0, -1), counts, strict=True):
+        if count > most // languages:
+            return most // languages
+        most -= count
+    return counts[-1]
 
 
 def train_tokenizer(
-    texts: Iterator[str], vocab_size: int, lowercase: bool, special_tokens: tuple[str, ...] = SPECIAL_TOKENS
+    texts: Iterable[str], vocab_size: int, lowercase: bool, special_tokens: tuple[str, ...] = SPECIAL_TOKENS
 ) -> PreTrainedTokenizerFast:
     """A Unigram tokenizer (Kudo 2018) over all languages, framed as BERT frames: [CLS] ... [SEP].
 
-    The special tokens have the first ids, in the order given.
+    The special tokens have the first ids, in the order given. UserError where `vocab_size` does not hold the letters.
     """
     steps = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     normalizer = normalizers.Sequence(steps + [normalizers.Lowercase()] * lowercase)
     number = {name: i for i, name in enumerate(special_tokens)}
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=map(normalizer.normalize_str, texts),
-        model_writer=model,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,  # a small corpus has fewer pieces to give
-        character_coverage=0.9999,
-        normalization_rule_name="identity",
-        pad_id=number["pad"],
-        pad_piece="[PAD]",
-        unk_id=number["unk"],
-        unk_piece="[UNK]",
-        bos_id=number["cls"],
-        bos_piece="[CLS]",
-        eos_id=number["sep"],
-        eos_piece="[SEP]",
-        control_symbols="[MASK]",
-        num_threads=1,  # more would make the result depend on their number
-        minloglevel=2,
-    )
+    texts, model, characters = [normalizer.normalize_str(text) for text in texts], io.BytesIO(), Counter()
+    for text in texts:
+        characters.update(text)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,  # a small corpus has fewer pieces to give
+            character_coverage=0.9999,
+            required_chars="".join(sorted(sign for sign in characters if is_letter(sign) and characters[sign] > FEW)),
+            max_sentence_length=1 << 24,  # bytes; a longer one would be left out without a word
+            normalization_rule_name="identity",
+            pad_id=number["pad"],
+            pad_piece="[PAD]",
+            unk_id=number["unk"],
+            unk_piece="[UNK]",
+            bos_id=number["cls"],
+            bos_piece="[CLS]",
+            eos_id=number["sep"],
+            eos_piece="[SEP]",
+            control_symbols="[MASK]",
+            num_threads=1,  # more would make the result depend on their number
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # sentencepiece's, about its own source and options
+        raise UserError(
+            f"--vocab_size {vocab_size} is too small for the pairs: they have {len(characters)} different characters, "
+            "nearly all of which need a token"
+        ) from error
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=number["unk"]))
@@ -58,6 +83,11 @@ def train_tokenizer(
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", number["sep"]), ("[CLS]", number["cls"]))
     names = {f"{name}_token": f"[{name.upper()}]" for name in SPECIAL_TOKENS}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def is_letter(sign: str) -> bool:
+    """Whether a character is of an alphabet, or a mark on its letters; of Han, kana and Hangul there are too many."""
+    return unicodedata.category(sign)[0] in "LM" and not SYLLABLES.match(sign)
 
 
 def keep_layers(model, number: int) -> None:
@@ -121,16 +151,13 @@ def start_embeddings(old: Tensor, old_tokenizer, new_tokenizer) -> Tensor:
     return new
 
 
-def new_tokenizer(old_tokenizer, texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on texts, to graft in place of an encoder's own. UserError for too small a vocabulary."""
+def new_tokenizer(old_tokenizer, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on texts, to graft in place of an encoder's own."""
     # A teacher that reads no capitals knows nothing to start capitalised tokens from.
     lowercase = old_tokenizer.tokenize("Plants") == old_tokenizer.tokenize("plants")
     # In their old order, so that the padding token's id, from which RoBERTa numbers positions, is the same.
     order = tuple(sorted(SPECIAL_TOKENS, key=special_ids(old_tokenizer).get))
-    try:
-        return train_tokenizer(texts, vocab_size, lowercase, order)
-    except RuntimeError as error:  # sentencepiece's, whose own text names the letters it has to hold
-        raise UserError(f"--vocab_size {vocab_size} is too small for the pairs: {error}") from error
+    return train_tokenizer(texts, vocab_size, lowercase, order)
 
 
 def special_ids(tokenizer) -> dict[str, int]:

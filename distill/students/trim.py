@@ -76,10 +76,10 @@ def kept_tokens(content: dict, counts: dict[str, np.ndarray], coverage: float, v
         wanted.update(order[:needed].tolist())
     share = sum(of_language / of_language.sum() for of_language in counts.values())
     for token in sorted(wanted - kept, key=lambda token: (-share[token], token)):
-        family, new = {token}, {token}
+        family = new = {token} - kept  # which some other token may have brought along
         while new := set().union(*(parts.get(part, ()) for part in new)) - kept - family:
-            family |= new
-        if len(kept | family) > (vocab_size or math.inf):
+            family = family | new
+        if len(kept) + len(family) > (vocab_size or math.inf):
             break
         kept |= family
     return np.array(sorted(kept))
