@@ -135,8 +135,6 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
             raise UserError(f"{option} does nothing without {needed}: give both, or leave it out")
     if args.sentences and len(args.sentences) < 2:
         raise UserError("--sentences compares the first with the others: give two or more")
-    if args.export_dir:
-        find_folder([*models.values()][-1])  # before hours of scoring the others
     if args.push_to_hub:
         try:
             validate_repo_id(args.push_to_hub)
@@ -152,6 +150,8 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         for other in [*outputs, *(Path(given).resolve() for given in inputs if Path(given).exists())]:
             if path is not other and (path == other or path in other.parents):
                 raise UserError(f"{path} would be replaced, with {other} in it: name another output folder")
+    if args.export_dir:
+        find_folder([*models.values()][-1])  # before hours of scoring the others
 
 
 # ---------------------------------------------------------------- scores
