@@ -134,8 +134,6 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
             raise UserError(f"{option} does nothing without {needed}: give both, or leave it out")
     if args.sentences and len(args.sentences) < 2:
         raise UserError("--sentences compares the first with the others: give two or more")
-    if args.export_dir:
-        find_folder([*models.values()][-1])  # before hours of scoring the others
     if args.push_to_hub:
         try:
             validate_repo_id(args.push_to_hub)
@@ -146,6 +144,8 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         check_output(path, args)
     if len(outputs) == 2 and os.path.commonpath(outputs) in map(str, outputs):
         raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
+    if args.export_dir:
+        find_folder([*models.values()][-1])  # before hours of scoring the others
 
 
 # ---------------------------------------------------------------- scores

@@ -44,7 +44,7 @@ def find_folder(name_or_path: str) -> Path:
             snapshot_download(name_or_path, allow_patterns=["*.bin"])
         return folder
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # not the library's advice
         raise UserError(f"{name_or_path} is neither a model folder nor a hub id within reach: {reason}") from error
 
 

@@ -233,7 +233,7 @@ def size_notes(bitexts: list[Bitext], alone: list[str]) -> list[str]:
     for one in bitexts:
         sizes.setdefault(f"{one.name.rpartition('/')[0]} accuracy".strip(), []).append(len(one.sources))
     for mean, counts in sizes.items():
-        if min(counts) < max(counts):
+        if 2 * min(counts) < max(counts):
             notes.append(f"{mean}: the mean of sets of {min(counts)} to {max(counts)} pairs, which count the same")
     return notes
 

@@ -132,13 +132,14 @@ def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     lines = [
         (
             name,
-            *(f"{row[share]:.1%}" for share in ("unknown_share", "lost_share")),
+            f"{row['unknown_share']:.1%}",
             row["tokens_per_word"],
             row["tokens_per_character"],
+            f"{row['lost_share']:.1%}",
         )
         for name, row in table.items()
     ]
-    headers = ["the student reads", "unknown", "words lost", "tokens per word", "per character"]
+    headers = ["the student reads", "unknown", "tokens per word", "per character", "words lost"]
     return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", *["right"] * 4))
 
 
