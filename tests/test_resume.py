@@ -203,7 +203,7 @@ LAUNCHER = "import sys; sys.path.insert(0, '.'); import launch; launch.AFTER_SEC
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_signal_ends_what_hangs(tmp_path, processes):
+def test_a_second_signal_ends_what_hangs(tmp_path, request, processes):
     """A process that waits in C, where no handler of Python's runs; and one that is stopped, by the launcher.
 
     The first signal comes twice at once, as from a terminal and passed on.
@@ -213,7 +213,9 @@ def test_a_second_signal_ends_what_hangs(tmp_path, processes):
     if processes == 2:
         command = [sys.executable, "-c", LAUNCHER, "--config_file", CONFIGS[2], *command[1:]]
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    request.addfinalizer(lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))
     for _ in range(processes):
         assert process.stdout.readline() == "listening\n"
     time.sleep(0.2)
