@@ -14,7 +14,7 @@ demo: setup
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadgroup
 
 quality: setup
 	.venv/bin/ruff check .

@@ -104,8 +104,7 @@ def _inputs(args) -> Iterator[Path]:
 def _foreign(path: Path) -> str | None:
     """The first thing in a folder that is not in its own list of what was written there; None if all is."""
     try:
-        made = read_json(path / "args.json", {})
-        written = {"args.json", *made["files"]} if "command_line" in made else set()
+        written = {"args.json", *read_json(path / "args.json", {})["files"]}
     except (UserError, KeyError, TypeError):
         written = set()
     inside = (found for found in sorted(path.rglob("*")) if found.is_symlink() or not found.is_dir())

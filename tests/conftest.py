@@ -145,11 +145,15 @@ def launch(program: str, *options: str, processes: int = 2, config: tuple[str, .
 def train(*options: str) -> int:
     """Run the trainer in this process; its exit code."""
     ranks.known.signal = 0
+    handlers = {number: signal.getsignal(number) for number in ranks.SIGNALS}
     try:
         with ranks.listening():
             run(train_distill.main, train_distill.build_parser().parse_args(options))
     except SystemExit as end:
         return end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
 
 

@@ -16,9 +16,11 @@ from forked_imports import run_script
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["forked_imports"])
-os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # where the server looks for it
+before = dict(os.environ)
+os.environ |= ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # threads, and where the server looks for it
 forkserver.ensure_running()
-del os.environ["PYTHONPATH"]
+os.environ.clear()
+os.environ |= before
 
 
 def start(folder: Path, program: str, *options: str, processes: int = 1, **variables: str) -> list:

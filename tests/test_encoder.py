@@ -305,7 +305,7 @@ def test_long_sentences_are_cut_at_the_limit():
         ("width", "its pooling gives 64 dimensions, its Dense layer takes 32"),
         ("limit", "cannot be loaded as a model"),
         ("list", "cannot be loaded as a model"),
-        ("no JSON", "cannot be loaded as a model"),
+        ("no JSON", "modules.json is no sound JSON"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, damage, message):

@@ -161,6 +161,7 @@ def main(args):
     with replaced_folder({str(tmp_path / "out")!r}, args) as folder:
         (folder / "a").touch()
         signal.raise_signal({number})
+signal.signal({number}, signal.SIG_DFL)  # whatever the tests were started with
 run(main, SimpleNamespace(command_line="x"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

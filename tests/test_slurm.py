@@ -26,7 +26,10 @@ def nodes() -> int:
     return sum(int(line) for line in answer.stdout.split())
 
 
-pytestmark = pytest.mark.skipif(nodes() < 2, reason="no Slurm of two nodes answers here")
+pytestmark = [
+    pytest.mark.skipif(nodes() < 2, reason="no Slurm of two nodes answers here"),
+    pytest.mark.xdist_group("slurm"),  # its nodes are taken by one test at a time
+]
 
 
 def submit(path: str, *options: str, sbatch: tuple[str, ...] = (), log: Path, folder: Path = ROOT, **more: str) -> str:
