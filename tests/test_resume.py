@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from benchmarks.kill_and_resume import acting_in, owner_of
 from distill import ranks
+from distill.command import UserError
 from distill.training import checkpoints
 from launch import culprit
 
@@ -396,6 +397,27 @@ def test_going_back_leaves_no_later_checkpoint(given, whole, tmp_path):
     assert seen == [[5, 10, 15, 20, 25, 30], [15], [20], [25]], "old ones go when the new one is whole"
     assert checkpoint_steps(tmp_path) == [30]
     assert_same_run(tmp_path, whole)
+
+
+def test_a_user_s_copies_of_checkpoints_stay(given, whole, two_checkpoints):
+    run_folder = two_checkpoints / "run"
+    for name in ("checkpoint-best-2", "checkpoint-25-backup2"):
+        shutil.copytree(run_folder / "checkpoint-25", run_folder / name)
+    (run_folder / "checkpoint-7").write_text("a file")
+    shutil.move(run_folder / "checkpoint-25", two_checkpoints / "elsewhere")
+    (run_folder / "checkpoint-20").symlink_to(two_checkpoints / "elsewhere")
+    assert checkpoint_steps(two_checkpoints) == [20, 30]
+    back = ("--resume_from_checkpoint", f"{run_folder}/checkpoint-25-backup2", "--checkpoints_total_limit", "1")
+    assert train(*given, *folders(two_checkpoints), *back) == 0
+    assert {"checkpoint-best-2", "checkpoint-25-backup2", "checkpoint-7", "checkpoint-20"} <= {
+        path.name for path in run_folder.iterdir()
+    }
+    assert (two_checkpoints / "elsewhere/settings.json").is_file()
+
+
+def test_an_undefined_dev_score_is_said():
+    with pytest.raises(UserError, match="the dev score of step 3 is undefined"):
+        checkpoints.Progress(step=3).judge(float("nan"))
 
 
 def test_a_torn_line_of_metrics_is_cut_off(given, whole, two_checkpoints):

@@ -1,6 +1,8 @@
 """Checkpoints, whole or absent: written under another name, renamed when safe on disk, verified before use."""
 
+import math
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +24,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(output_dir.glob("checkpoint-*[0-9]"), key=step_of)
+    """The checkpoints of a run, oldest first; a user's copies have other names."""
+    named = (path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted((path for path in named if path.is_dir()), key=step_of)
 
 
 def file_entry(path: Path) -> dict:
@@ -76,7 +79,15 @@ class Progress:
     unlogged: list = field(default_factory=list)  # by rank, the sums of its next line so far
 
     def judge(self, score: float) -> bool:
-        """Count the evaluation of this step; whether it is the best of a student that has been trained."""
+        """Count the evaluation of this step; whether it is the best of a student that has been trained.
+
+        UserError where the score is undefined: then there would never be a best one.
+        """
+        if math.isnan(score):
+            raise UserError(
+                f"the dev score of step {self.step} is undefined: in a set of --sts_dev all similarities are equal, so "
+                "that nothing correlates; leave that set out, or choose by --metric_for_best_model mean_accuracy"
+            )
         self.evaluated, self.saved = self.step, min(self.saved, self.step - 1)
         better = self.step > 0 and score > self.best_score
         self.evaluations_since_best += self.step > 0
@@ -132,7 +143,8 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
         found = checkpoints(output_dir)
         older = [path for path in reversed(found) if step_of(path) < step]
         for path in {*found} - {final, *older[: limit - 1]}:
-            shutil.rmtree(path)
+            if not path.is_symlink():  # which a user has put there
+                shutil.rmtree(path)
 
     together(delete, accelerator)
 
