@@ -858,6 +858,11 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, which is no run's: name another folder"),
         ({"output_dir": "{tmp}/theirs", "resume_from_checkpoint": "latest"}, "theirs holds thesis.txt, which is"),
         ({"output_dir": "{pairs}"}, "pairs/student would be written over the input"),
+        (
+            {"output_dir": "{tmp}/a-student", "resume_from_checkpoint": "latest"},
+            "holds 1_Pooling, which is no",
+        ),
+        ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has no padding token"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no settings.json"),
     ],
 )
@@ -868,6 +873,12 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     for file in ("foreign/student/thesis.txt", "theirs/thesis.txt", "file"):
         (tmp_path / file).write_text("years of work")
     saved(tiny_encoder(width=48), tmp_path / "wide")
+    no_pad = tiny_encoder()
+    no_pad.tokenizer.pad_token = None
+    saved(no_pad, tmp_path / "no-pad")
+    saved(tiny_encoder(), tmp_path / "a-student")
+    made = {"command_line": "accelerate launch train_distill.py", "files": ["model.safetensors"]}
+    (tmp_path / "a-student/args.json").write_text(json.dumps(made))
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
     args |= {

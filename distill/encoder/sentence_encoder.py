@@ -140,6 +140,8 @@ class SentenceEncoder(nn.Module):
                     f"{name_or_path}: its tokenizer has {tokens:,} tokens, its model embeddings of {rows:,}: save the "
                     "tokenizer that it was trained with beside it"
                 )
+            if tokenizer.pad_token_id is None:
+                raise UserError(f"{name_or_path}: its tokenizer has no padding token: give it one")
             settings = {}
             for path in root.glob("sentence_*_config.json"):
                 settings |= read_json(path, {})

@@ -170,7 +170,8 @@ def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
     None where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
     """
-    if "train_distill.py" in str(read_json(output_dir / "args.json", "")):
+    made_by = str(read_json(output_dir / "args.json", ""))
+    if "train_distill.py" in made_by and "'files'" not in made_by:  # a student's lists its files
         if resume_from is None:
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
     elif foreign := sorted(path.name for path in output_dir.glob("*") if path.resolve() != cache_dir.resolve()):
