@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from distill.command import Parser, UserError, at_least, run, share, wrapped
+from distill.command import Parser, UserError, at_least, part, run, wrapped
 from distill.encoder.model_folder import loading
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import read_tokenizer
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--max_sentences_per_language", type=at_least(1), default=10_000, help="the first of each")
     command = commands.add_parser("trim", parents=[corpora], help=trim_student.__doc__)
     command.add_argument("--model_name_or_path", required=True, help="student to trim, folder or hub id")
-    command.add_argument("--coverage", type=share, default=1.0, help="share of each language's text to keep tokens for")
+    command.add_argument("--coverage", type=part, default=1.0, help="share of each language's text to keep tokens for")
     command.add_argument("--vocab_size", type=at_least(1), help="most tokens to keep, the most frequent")
     command = commands.add_parser("graft", help=graft_student.__doc__)
     command.add_argument("--encoder_model_name_or_path", required=True, help="model whose encoder the student gets")

@@ -14,7 +14,6 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -231,10 +230,17 @@ def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
     set_dropout(student, args.dropout)
 
 
-def sts_contents(sts: list) -> Iterator:
-    """What scores on STS sets depend on, for a fingerprint; not where their files lie."""
-    for graded in sts:
-        yield from (graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes())
+def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
+    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
+    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
+    return fingerprint(best_metric, *(part for content in contents for part in content))
+
+
+def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: argparse.Namespace) -> tuple:
+    """AdamW, and a learning rate that rises and then falls to 0, in straight lines."""
+    groups = parameter_groups(student, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
 
 
 def write_args(output_dir: Path, args: argparse.Namespace) -> None:
@@ -283,26 +289,24 @@ def main(args: argparse.Namespace) -> None:
     labels, labels_fingerprint = teacher_labels(teacher.to(device), *of_labels)
     del teacher
 
-    # Optimizer and schedule: the learning rate rises, then falls to 0, in straight lines
+    # Optimizer and schedule
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
     steps = together(lambda: Steps(pairs, *given), accelerator)
     total_steps = args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
-    groups = parameter_groups(student, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
+    optimizer, schedule = optimizer_and_schedule(student, total_steps, args)
     # FSDP spreads the student over the ranks, where only training can use it.
     whole = deepcopy(student).to(device) if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
 
     # Resume
-    progress, settings = Progress(), {f"--{name}": getattr(args, name) for name in DECIDING}
-    settings |= {
+    progress = Progress()
+    settings = {f"--{name}": getattr(args, name) for name in DECIDING} | {
         "--mixed_precision": accelerator.mixed_precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
         "pairs and a tokenizer of fingerprint": steps.fingerprint,
         "labels of fingerprint": labels_fingerprint,
         "a student of fingerprint": fingerprint(whole.settings),
-        "--metric_for_best_model and --sts_dev of fingerprint": fingerprint(best_metric, *sts_contents(sts or [])),
+        "--metric_for_best_model and --sts_dev of fingerprint": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
     if checkpoint is not None:

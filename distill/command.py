@@ -81,6 +81,7 @@ class Stopped(Exception):
 
 
 positive, not_negative, share = between(0, above=True), between(0), between(0, 1)
+part = between(0, 1, above=True)  # a share that is not nothing
 
 # What a file system says of a path that a user gave, whoever met it.
 ABOUT_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)

@@ -317,7 +317,8 @@ def test_a_head_is_trimmed_with_its_embeddings(tied, sample_texts, tmp_path):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--coverage", "95"], "argument --coverage: 95 is no number from 0 to 1"),
+        (["--coverage", "95"], "argument --coverage: 95 is no number above 0 to 1"),
+        (["--coverage", "0"], "argument --coverage: 0 is no number above 0 to 1"),
         (["--vocab_size", "300"], "--vocab_size 300 is too small: special tokens and characters alone are"),
         (["--model_name_or_path", "./nowhere"], "./nowhere does not exist"),
     ],
