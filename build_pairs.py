@@ -84,7 +84,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--source_column and --target_column go together: give both")
     if args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
-    check_output(args.output_dir, args)
+    check_output(args.output_dir, args, "pairs")
     made = {corpus: made_with(corpus) for corpus in args.corpus}
     for corpus, options in made.items():
         if options and options["source_language"] != args.source_language:
@@ -230,7 +230,7 @@ def main(args: argparse.Namespace) -> None:
         wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
     excluded = read_excluded(args.exclude) if args.exclude else None
     account = Account()
-    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args, "pairs") as folder:
         order = HashOrder(folder / "runs")
         collect(args, wanted, excluded, account, order)
         report = {"splits": write_pairs(args, folder, order, account), "corpora": account.report(args.corpus)}

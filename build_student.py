@@ -92,7 +92,7 @@ def audit_tokenizers(args: argparse.Namespace) -> None:
             for language, listed in tqdm(read.items(), desc="audit", unit=" languages")
         }
         report[path] = {"vocabulary": len(tokenizer), "languages": languages}
-    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args, "an audit") as folder:
         write_json(folder / "audit.json", {"max_seq_length": args.max_seq_length, "tokenizers": report})
         draw_audit(report, folder / "audit.png")
     for path, entry in report.items():
@@ -109,7 +109,7 @@ def trim_student(args: argparse.Namespace) -> None:
     model, report = trim(encoder, corpora, args.coverage, args.vocab_size)
     summary = "{tokens:,} tokens, {parameters:,} parameters, {bytes:,} bytes"
     sizes = [f"{when.capitalize()}: {summary.format(**report[when])}." for when in ("before", "after")]
-    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args, "a trimmed student") as folder:
         encoder.save(folder)
         if model is not encoder.transformer:  # with its head, which holds the encoder's weights too
             model.save_pretrained(folder)
@@ -150,7 +150,7 @@ def graft_student(args: argparse.Namespace) -> None:
     graft(encoder, tokenizer, sources, tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs))
     parameters, layers = sum(p.numel() for p in encoder.parameters()), encoder.transformer.config.num_hidden_layers
     summary = f"{len(tokenizer):,} tokens, {layers} layers, {parameters / 1e6:.1f} M parameters"
-    with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+    with writing(args.output_dir), replaced_folder(args.output_dir, args, "a grafted student") as folder:
         encoder.save(folder)
         title = f"{args.encoder_model_name_or_path} under a multilingual tokenizer"
         counts = ", ".join(f"{language} {len(source):,}" for language, (source, _) in pairs.items())

@@ -139,12 +139,12 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
             validate_repo_id(args.push_to_hub)
         except HFValidationError as error:
             raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
-    outputs = [Path(path).resolve() for path in (args.output_dir, args.export_dir) if path]
-    for path in outputs:
-        check_output(path, args)
-    if len(outputs) == 2 and os.path.commonpath(outputs) in map(str, outputs):
-        raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
+    check_output(args.output_dir, args, "scores")
     if args.export_dir:
+        check_output(args.export_dir, args, "an export")
+        outputs = [str(Path(path).resolve()) for path in (args.output_dir, args.export_dir)]
+        if os.path.commonpath(outputs) in outputs:
+            raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
         find_folder([*models.values()][-1])  # before hours of scoring the others
 
 
@@ -335,7 +335,7 @@ def main(args: argparse.Namespace) -> None:
     about["notes"] = list(dict.fromkeys(note for name in compared for note in notes[name]))
     scores = {"models": [defined(entry) for entry in entries]} | about
     if accelerator.is_main_process:
-        with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:
+        with writing(args.output_dir), replaced_folder(args.output_dir, args, "scores") as folder:
             write_scores(folder, scores, sets, args)
         print_scores([entry for entry in scores["models"] if "error" not in entry], sets, about["notes"])
         if args.sentences:
@@ -357,7 +357,7 @@ def main(args: argparse.Namespace) -> None:
             about |= {"settings": public_settings(settings), "notes": notes[last]}
             card = model_card(exported, sets, bitexts, encoder, training_of(models[last]), notes[last])
             marker = argparse.Namespace(**public_settings(vars(args)))
-            with writing(args.export_dir), replaced_folder(args.export_dir, marker) as folder:
+            with writing(args.export_dir), replaced_folder(args.export_dir, marker, "an export") as folder:
                 dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]
                 export_model(folder, encoder, dtype, {"models": [exported]} | about, card, sample)
             print(f"export: {args.export_dir}{fp16_loss(exported)}")

@@ -21,7 +21,9 @@ from typing import NoReturn
 
 import psutil
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for a run that outlives its terminal
+    SIGNALS.append(signal.SIGHUP)
 AFTER_FIRST, AFTER_SECOND = 240, 10  # seconds; train.slurm's signal comes five minutes before its time limit
 arrivals = []  # of signals
 given = set()  # signals that the script's processes got from here
@@ -83,7 +85,10 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     args = build_parser().parse_args()
-    args.signals_to_handle = "SIGHUP,SIGQUIT"  # torch's launcher leaves the others to us
+    args.signals_to_handle = "SIGQUIT"  # torch's launcher leaves the others to us
+    if args.config_file and not Path(args.config_file).is_file():
+        print(f"launch.py: error: --config_file {args.config_file} does not exist", file=sys.stderr)
+        return 2
     try:
         launch_command(args)
         return 0

@@ -14,7 +14,7 @@ import math
 import os
 import socket
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
 from distill.command import Parser, Stopped, UserError, at_least, not_negative, positive, run, share
-from distill.encoder.packing import out_of_memory, to_device
+from distill.encoder.packing import ending_out_of_memory, out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import check_output, replaced_folder, write_json, writing
+from distill.folders import check_output, claimed, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import (
     agree,
@@ -47,7 +47,7 @@ from distill.ranks import (
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint, fingerprint
-from distill.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from distill.training.checkpoints import RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from distill.training.labels import teacher_labels
 from distill.training.steps import RankStep, RankSteps, Steps
 from distill.training.student import (
@@ -69,6 +69,7 @@ DECIDING = (
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
+TRAINED = "a trained student"  # the kind of folder that student/ is
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -246,12 +247,12 @@ def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: arg
 def write_args(output_dir: Path, args: argparse.Namespace) -> None:
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "args.json", vars(args))
+        write_json(output_dir / "args.json", vars(args) | {"kind": RUN})
 
 
 def save_student(student: SentenceEncoder, accelerator: Accelerator, args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
-        with replaced_folder(Path(args.output_dir) / "student", args) as folder:
+        with replaced_folder(Path(args.output_dir) / "student", args, TRAINED) as folder:
             student.save(folder)
 
 
@@ -259,14 +260,20 @@ def save_student(student: SentenceEncoder, accelerator: Accelerator, args: argpa
 
 
 def main(args: argparse.Namespace) -> None:
-    # Accelerator
     accelerator = start(args)
+    with ExitStack() as claims:  # of two runs in one folder the second is refused
+        on_first_rank(partial(claims.enter_context, claimed(args.output_dir)), accelerator)
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
     on_cpu, best_metric = device.type == "cpu", metric_for_best_model(args)
     max_tokens = args.max_tokens_per_batch or (2048 if on_cpu else 16384)
     workers = args.dataloader_num_workers if args.dataloader_num_workers is not None else (0 if on_cpu else 1)
-    on_first_rank(partial(check_output, output_dir / "student", args), accelerator)
+    on_first_rank(partial(check_output, output_dir / "student", args, TRAINED), accelerator)
     where = args.resume_from_checkpoint, output_dir, cache_dir
     checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
 
@@ -303,10 +310,10 @@ def main(args: argparse.Namespace) -> None:
     settings = {f"--{name}": getattr(args, name) for name in DECIDING} | {
         "--mixed_precision": accelerator.mixed_precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
-        "pairs and a tokenizer of fingerprint": steps.fingerprint,
-        "labels of fingerprint": labels_fingerprint,
-        "a student of fingerprint": fingerprint(whole.settings),
-        "--metric_for_best_model and --sts_dev of fingerprint": chooser_fingerprint(best_metric, sts),
+        "on other pairs, or with another tokenizer": steps.fingerprint,
+        "on labels of another teacher": labels_fingerprint,
+        "from a student of other settings": fingerprint(whole.settings),
+        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
     if checkpoint is not None:
@@ -359,7 +366,7 @@ def main(args: argparse.Namespace) -> None:
         tally.start()
         optimizer.zero_grad()
         step = errors = None
-        with rank_steps.halving():
+        with ending_out_of_memory(rank_steps.halve):
             step = next(coming).on(device)
             errors = backward(model, step, accelerator)
         if errors is None:  # memory has run out: the step is taken again, in smaller forwards

@@ -99,7 +99,7 @@ def run(main: Callable, args) -> None:
     128 + N after signal N, where `main` does not listen to signals itself.
     75 is EX_TEMPFAIL of sysexits.h: try again later. Of the ranks on a machine, the first speaks.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # else `main` listens itself
             signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):

@@ -31,11 +31,15 @@ ADDED = re.compile(r"cache/(tokens|labels|sample|pca)-[\w-]+(\.lock|(\.tmp)?/(do
 
 
 def read_json(path: Path, default):
-    """The content of a JSON file, or `default` where there is no such file. UserError where it is no JSON."""
+    """The content of a JSON file, or `default` where there is no such file. UserError where it is not of its type."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
     except ValueError as error:
         raise UserError(f"{path} is no sound JSON ({error}): mend or remove it") from None
+    if not isinstance(content, type(default)):
+        kind = {dict: "object", list: "list"}[type(default)]
+        raise UserError(f"{path} holds no JSON {kind}: mend or remove it")
+    return content
 
 
 def write_json(path: Path, content) -> None:
@@ -71,20 +75,67 @@ def writing(path: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be written ({reason}): nothing was changed there") from error
 
 
-def check_output(path: str | Path, args) -> None:
+class Lock:
+    """A file that one process at a time holds; the kernel takes it from one that dies.
+
+    On a file system without locks every process has it.
+    """
+
+    def __init__(self, path: Path):
+        self.lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlive a killed process
+
+    def take(self) -> bool:
+        """Whether this process has it now, without waiting."""
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        return True
+
+    def release(self) -> None:
+        """Remove the file, where this process has it: who waits for it sees what was done meanwhile."""
+        if self.lock.is_locked:
+            Path(self.lock.lock_file).unlink()
+            self.lock.release()
+
+
+@contextmanager
+def claimed(path: str | Path) -> Iterator[None]:
+    """Keep others from writing a folder, by a lock beside it. UserError where another process has it."""
+    path = Path(path).resolve()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path.with_name(f".{path.name}.lock"))
+        if not lock.take():
+            raise UserError(f"another run is writing {path}: wait for it, or name another output folder")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_output(path: str | Path, args, kind: str) -> None:
     """UserError where `replaced_folder` would refuse or could not write: for scripts that compute long before.
 
-    An output is not, holds not and lies not in what an option of `args` names as an input, links resolved. What is
-    there already must be a folder that these scripts made, and that holds nothing else.
+    An output is not, holds not and lies not in what an option of `args` names as an input, links resolved, and the
+    command was not started in it. What is there already must be a folder of the same `kind`, and hold nothing else.
     """
+    for part in (Path(path), *Path(path).parents):
+        if part.is_symlink() and not part.exists():
+            raise UserError(f"{part} is a link to {part.readlink()}, which does not exist: make it, or name a folder")
     path = Path(path).resolve()
     for given in _inputs(args):
         if path == given or path in given.parents or given in path.parents:
             raise UserError(f"{path} would be written over the input {given}: name another output folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder")
-    if path.exists() and (foreign := _foreign(path)):
-        raise UserError(f"{path} holds {foreign}, which no script wrote: name another output folder, or move it")
+    if path in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"{path} would be replaced with the folder that you are in: name another, or go elsewhere")
+    if path.exists():
+        _check_replaceable(path, kind)
     parent = next(parent for parent in path.parents if parent.exists())
     with writing(path), tempfile.TemporaryDirectory(dir=parent):
         pass
@@ -101,51 +152,37 @@ def _inputs(args) -> Iterator[Path]:
                     yield from (Path(name).resolve() for name in {path, path.partition(":")[0]} if os.path.exists(name))
 
 
-def _foreign(path: Path) -> str | None:
-    """The first thing in a folder that is not in its own list of what was written there; None if all is."""
+def _check_replaceable(path: Path, kind: str) -> None:
+    """UserError where a folder is of another kind, or holds what is not in its own list of what was written there."""
     try:
-        written = {"args.json", *read_json(path / "args.json", {})["files"]}
-    except (UserError, KeyError, TypeError):
-        written = set()
+        made = read_json(path / "args.json", {})
+    except UserError:
+        made = {}
+    if made.get("kind", kind) != kind:
+        raise UserError(f"{path} holds {made['kind']}, not {kind}: name another output folder, or move it")
+    files = made.get("files")
+    written = {"args.json", *files} if isinstance(files, list) else set()
     inside = (found for found in sorted(path.rglob("*")) if found.is_symlink() or not found.is_dir())
     names = (str(found.relative_to(path)) for found in inside)
-    return next((name for name in names if name not in written and not ADDED.fullmatch(name)), None)
+    foreign = next((name for name in names if name not in written and not ADDED.fullmatch(name)), None)
+    if foreign:
+        raise UserError(f"{path} holds {foreign}, which no script wrote: name another output folder, or move it")
 
 
 @contextmanager
-def replaced_folder(path: str | Path, args) -> Iterator[Path]:
+def replaced_folder(path: str | Path, args, kind: str) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
 
-    `args` (a namespace) is written into it as `args.json`, with the list of its `files`. Raises what `check_output`
-    raises.
+    `args` (a namespace) is written into it as `args.json`, with its `kind` ("pairs", "scores") and the list of its
+    `files`. Raises what `check_output` raises.
     """
-    check_output(path, args)
+    check_output(path, args, kind)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        yield from _replaced(path, args)
+    with claimed(path):
+        yield from _replaced(path, args, kind)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """UserError where another process is writing the same folder, which its kernel's lock tells."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"another run is writing {path}: wait for it, or name another output folder") from None
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            Path(lock.lock_file).unlink()
-            lock.release()
-
-
-def _replaced(path: Path, args) -> Iterator[Path]:
+def _replaced(path: Path, args, kind: str) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("being_written", "replaced"))
     if old.exists() and not path.exists():
         old.rename(path)  # killed between the two renames below
@@ -155,7 +192,7 @@ def _replaced(path: Path, args) -> Iterator[Path]:
     try:
         yield temporary
         files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
-        write_json(temporary / "args.json", vars(args) | {"files": files})
+        write_json(temporary / "args.json", vars(args) | {"kind": kind, "files": files})
         if not (path.exists() and exchange(temporary, path)):
             if path.exists():
                 path.rename(old)

@@ -23,7 +23,9 @@ from torch import distributed
 from distill.command import Stopped, UserError
 
 GO_ON = "the same command with --resume_from_checkpoint latest goes on"
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for a run that outlives its terminal
+    SIGNALS.append(signal.SIGHUP)
 # What belongs to the process, as signals do: the first signal, a mistake that the other ranks do not know of yet,
 # what the ranks last agreed on, and the group over which they do.
 known = SimpleNamespace(signal=0, mistake=None, stopping=False, group=None)
@@ -35,7 +37,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Remember SIGTERM, SIGINT and SIGUSR1 until the ranks agree to stop; ignore them when the block has ended.
+    """Remember SIGNALS until the ranks agree to stop; ignore them when the block has ended.
 
     By then the exit code is decided; Python's own end would give it away to a signal, or to gloo's threads. A second
     signal ends the process at once, whatever it waits for.

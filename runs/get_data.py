@@ -109,7 +109,7 @@ def ragged_rows(talks: list[str], sentences: dict[str, list[str]], chance: rando
 def main(args) -> None:
     with (
         writing(args.output_dir),
-        replaced_folder(args.output_dir, args) as folder,
+        replaced_folder(args.output_dir, args, "data") as folder,
         tempfile.TemporaryDirectory(dir=folder) as work,
     ):
         for repository, commit in COMMITS.items():

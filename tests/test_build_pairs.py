@@ -854,7 +854,7 @@ print("ready", flush=True)
 n = 0
 while True:
     n += 1
-    with replaced_folder({path!r}, SimpleNamespace(command_line="")) as folder:
+    with replaced_folder({path!r}, SimpleNamespace(command_line=""), "pairs") as folder:
         for name in ("a", "b", "c"):
             (folder / name).write_text(str(n))
 """
@@ -863,7 +863,7 @@ while True:
 def test_kill_at_any_moment_leaves_a_whole_folder(tmp_path):
     """A process that replaces a folder without end is killed forty times; the folder is there and of one piece."""
     path = tmp_path / "pairs"
-    with replaced_folder(path, SimpleNamespace(command_line="")) as folder:
+    with replaced_folder(path, SimpleNamespace(command_line=""), "pairs") as folder:
         for name in ("a", "b", "c"):
             (folder / name).write_text("0")
     seen = set()

@@ -304,7 +304,7 @@ def test_long_sentences_are_cut_at_the_limit():
         ("a pointer", "cannot be loaded as a model"),
         ("width", "its pooling gives 64 dimensions, its Dense layer takes 32"),
         ("limit", "cannot be loaded as a model"),
-        ("list", "cannot be loaded as a model"),
+        ("list", "config_sentence_transformers.json holds no JSON object"),
         ("no JSON", "modules.json is no sound JSON"),
     ],
 )

@@ -16,6 +16,7 @@ import build_student
 import eval_sts
 from distill.command import UserError
 from distill.folders import check_output, replaced_folder
+from train_distill import write_args
 
 PAIRS = "A dog runs.\tUn cane corre.\nThe sun is hot.\tIl sole scotta.\n"
 
@@ -98,7 +99,55 @@ def test_what_no_script_wrote_is_named_and_stays(tmp_path, pairs):
     assert not (pairs / "cache").exists()
 
 
-@pytest.mark.parametrize("args", ["{}", "[]", "{", '{"corpus": "x", "files": []}', '{"command_line": "x"}'])
+def test_a_folder_is_replaced_by_its_own_command_only(tmp_path, pairs, student, monkeypatch):
+    for lang in ("en", "it"):
+        (tmp_path / f"sts-{lang}.csv").write_text("a,b,1\nc,d,2\ne,f,5\n")
+    model = shutil.copytree(student, tmp_path / "model")
+    sts = ("--model_name_or_path", model, "--sts", f"{tmp_path}/sts-{{en,it}}.csv", "--bootstrap_samples", 2)
+    trim = ("trim", "--model_name_or_path", model, "--text_files", tmp_path / "sts-{en,it}.csv")
+    run(eval_sts, *sts, "--output_dir", tmp_path / "scores", "--export_dir", tmp_path / "export")
+    run(build_student, *trim, "--output_dir", tmp_path / "trimmed")
+    for folder, kind in (("pairs", "pairs"), ("export", "an export"), ("trimmed", "a trimmed student")):
+        refused(
+            tmp_path, f"{folder} holds {kind}, not scores: name", run, eval_sts, *sts, "--output_dir", tmp_path / folder
+        )
+    (tmp_path / "run").mkdir()
+    write_args(tmp_path / "run", SimpleNamespace(pairs_dir="x"))
+    refused(
+        tmp_path,
+        "run holds a run, not an export",
+        run,
+        eval_sts,
+        *sts,
+        "--output_dir",
+        tmp_path / "new",
+        "--export_dir",
+        tmp_path / "run",
+    )
+    refused(tmp_path, "scores holds scores, not pairs", build, tmp_path / "sts-en.csv", tmp_path / "scores")
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, pairs, monkeypatch):
+    monkeypatch.chdir(pairs / "train")
+    for output in (".", "..", pairs):
+        refused(tmp_path, "the folder that you are in", build, tmp_path / "a-en-it.tsv", output)
+
+
+def test_a_link_to_nothing_is_no_output(tmp_path, pairs):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    for output in ("out", "out/pairs"):
+        refused(
+            tmp_path,
+            "out is a link to .*nowhere, which does not exist",
+            build,
+            tmp_path / "a-en-it.tsv",
+            tmp_path / output,
+        )
+
+
+@pytest.mark.parametrize(
+    "args", ["{}", "[]", "5", "null", "{", '{"corpus": "x", "files": []}', '{"command_line": "x"}']
+)
 def test_an_args_json_of_others_makes_no_folder_ours(tmp_path, args):
     (tmp_path / "a-en-it.tsv").write_text(PAIRS)
     (tmp_path / "theirs").mkdir()
@@ -110,10 +159,10 @@ def test_an_args_json_of_others_makes_no_folder_ours(tmp_path, args):
 def test_an_input_that_appears_while_the_output_is_made_stays(tmp_path):
     """The check stands where folders are replaced, not only before the work."""
     args = SimpleNamespace(command_line="x", pairs_dir=str(tmp_path / "out"), output_dir=str(tmp_path / "out"))
-    check_output(tmp_path / "out", args)
+    check_output(tmp_path / "out", args, "pairs")
     with pytest.raises(UserError, match="over the input"):
         (tmp_path / "out").mkdir()
-        with replaced_folder(tmp_path / "out", args):
+        with replaced_folder(tmp_path / "out", args, "pairs"):
             pass
 
 
@@ -143,9 +192,9 @@ def test_every_option_that_names_an_input_is_known():
 
 def test_two_at_once_do_not_spoil_each_other(tmp_path):
     args = SimpleNamespace(command_line="x")
-    with replaced_folder(tmp_path / "out", args) as folder:
+    with replaced_folder(tmp_path / "out", args, "pairs") as folder:
         (folder / "a").touch()
-        with pytest.raises(UserError, match="another run is writing"), replaced_folder(tmp_path / "out", args):
+        with pytest.raises(UserError, match="another run is writing"), replaced_folder(tmp_path / "out", args, "pairs"):
             pass
     assert {path.name for path in tmp_path.iterdir()} == {"out"} and (tmp_path / "out/a").exists()
 
@@ -158,7 +207,7 @@ from types import SimpleNamespace
 from distill.command import run
 from distill.folders import replaced_folder
 def main(args):
-    with replaced_folder({str(tmp_path / "out")!r}, args) as folder:
+    with replaced_folder({str(tmp_path / "out")!r}, args, "pairs") as folder:
         (folder / "a").touch()
         signal.raise_signal({number})
 signal.signal({number}, signal.SIG_DFL)  # whatever the tests were started with

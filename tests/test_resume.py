@@ -189,6 +189,43 @@ def test_the_launcher_passes_signals_on(given, tmp_path, early):
     assert bool(checkpoint_steps(tmp_path)) != early
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_closes_stops_a_run_but_under_nohup(given, tmp_path, nohup):
+    """All processes get SIGHUP from it, the launcher's too."""
+
+    def as_started() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+
+    launched = [
+        sys.executable,
+        "launch.py",
+        "--config_file",
+        CONFIGS[2],
+        "train_distill.py",
+        *given,
+        *folders(tmp_path),
+    ]
+    process = subprocess.Popen(
+        launched, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, preexec_fn=as_started, start_new_session=True
+    )
+    while not checkpoint_steps(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=300) == (0 if nohup else STOPPED)
+
+
+def test_a_configuration_that_is_not_there_is_said():
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--config_file", "nowhere.yaml", "train_distill.py"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "launch.py: error: --config_file nowhere.yaml does not exist\n")
+
+
 HANGING = """
 import ctypes, os, signal, sys
 from distill.ranks import listening
@@ -377,6 +414,62 @@ def test_with_no_whole_checkpoint_left_nothing_is_proposed(given, two_checkpoint
     path = f"{two_checkpoints}/run/checkpoint-25"
     assert train(*given, *folders(two_checkpoints), "--resume_from_checkpoint", path) == 2
     assert f"{path} is damaged: " in (error := capsys.readouterr().err) and error.strip().endswith("; name another one")
+
+
+def test_a_latest_checkpoint_that_is_empty_is_damaged(given, two_checkpoints, capsys):
+    shutil.rmtree(two_checkpoints / "run/checkpoint-30")
+    (two_checkpoints / "run/checkpoint-30").mkdir()
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 2
+    assert "manifest.json is missing; to go on from the one before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["5", "[]", '{"x": 5}'])
+def test_a_manifest_of_another_form_is_damaged(two_checkpoints, content):
+    checkpoint = two_checkpoints / "run/checkpoint-30"
+    (checkpoint / "x").touch()
+    (checkpoint / "manifest.json").write_text(content)
+    assert checkpoints.damage(checkpoint) == "manifest.json cannot be read"
+
+
+def test_a_run_does_not_go_on_in_the_folder_of_another(given, two_checkpoints, tmp_path, capsys):
+    other = shutil.copytree(two_checkpoints / "run", tmp_path / "other")
+    content = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    theirs = ("--resume_from_checkpoint", str(two_checkpoints / "run/checkpoint-25"))
+    assert train(*given, *folders(tmp_path), "--output_dir", str(other), *theirs) == 2
+    assert "other holds a run of its own, of which " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == content
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(given, tmp_path, monkeypatch, capsys):
+    """A job that was requeued beside one that is still there: it touches nothing."""
+
+    def second(*_):
+        before = sorted(tmp_path.rglob("*"))
+        codes, _, errors = forked.run(tmp_path.with_name(f"{tmp_path.name}-second"), "train_distill.py", *call, *LATEST)
+        assert codes == [2] and f"error: another run is writing {tmp_path}/run: wait for it" in errors
+        assert sorted(tmp_path.rglob("*")) == before
+
+    call = (*given, *folders(tmp_path), "--max_train_steps", "5")
+    place = "train_distill.evaluate"
+    owner, name = owner_of(place)
+    monkeypatch.setattr(owner, name, acting_in(1, getattr(owner, name), second))
+    assert train(*call) == 0
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_a_student_folder_is_no_place_for_a_cache(given, tmp_path, capsys):
+    cache = ("--cache_dir", str(tmp_path / "run/student/cache"))
+    assert train(*given, *folders(tmp_path), *cache) == 2
+    assert "run/student, which is replaced: name another folder" in capsys.readouterr().err
+
+
+def test_a_line_of_metrics_that_is_no_json_is_said(given, two_checkpoints, capsys):
+    path = two_checkpoints / "run/metrics.jsonl"
+    path.write_text(path.read_text().replace("{", "", 1))
+    before = path.read_text()
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 2
+    assert "metrics.jsonl has a line that is no JSON" in capsys.readouterr().err
+    assert path.read_text() == before
 
 
 def test_going_back_leaves_no_later_checkpoint(given, whole, tmp_path):

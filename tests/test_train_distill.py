@@ -203,7 +203,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = read_json(record, None)["rows"]
+    kept = read_json(record, {})["rows"]
     assert not folder.exists() and 12 <= kept < 50
     computed = []
 
@@ -228,6 +228,27 @@ def test_what_an_unrecorded_run_left_is_no_part_of_the_result(tmp_path):
     np.arange(99).tofile(tmp_path / "labels-1.tmp/numbers.bin")
     fill(tmp_path / "labels-1", 10, numbers, Accelerator(cpu=True), "numbers", 4)
     assert np.fromfile(tmp_path / "labels-1/numbers.bin", int).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncate -s 8 numbers.bin", "rm numbers.bin", "rm done.json", "echo 5 > done.json"]
+)
+def test_a_damaged_cache_is_known(tmp_path, damage):
+    def numbers(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"numbers": np.arange(start, stop)}
+
+    def run() -> None:
+        fill(folder, 10, numbers, Accelerator(cpu=True), "numbers", 4)
+
+    folder, growing = tmp_path / "labels-1", tmp_path / "labels-1.tmp"
+    run()
+    whole = folder.rename(growing)  # as if killed before the last step
+    subprocess.run(damage, shell=True, cwd=whole, check=True)
+    run()
+    assert np.fromfile(folder / "numbers.bin", int).tolist() == list(range(10)), "a part is made anew"
+    subprocess.run(damage, shell=True, cwd=folder, check=True)
+    with pytest.raises(UserError, match=f"is damaged: remove {folder}, and it is made anew"):
+        run()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
@@ -855,12 +876,12 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"output_dir": "{tmp}/foreign"}, "foreign/student holds thesis.txt, which no script wrote"),
         ({"output_dir": "{tmp}/file"}, "file/student cannot be written (Not a directory)"),
         ({"cache_dir": "{tmp}/file/cache"}, "file/cache cannot be written (Not a directory)"),
-        ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, which is no run's: name another folder"),
-        ({"output_dir": "{tmp}/theirs", "resume_from_checkpoint": "latest"}, "theirs holds thesis.txt, which is"),
+        ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, and no args.json of a run: name another folder"),
+        ({"output_dir": "{tmp}/theirs", "resume_from_checkpoint": "latest"}, "theirs holds thesis.txt, and no"),
         ({"output_dir": "{pairs}"}, "pairs/student would be written over the input"),
         (
             {"output_dir": "{tmp}/a-student", "resume_from_checkpoint": "latest"},
-            "holds 1_Pooling, which is no",
+            "holds 1_Pooling, and no args.json of a run",
         ),
         ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has no padding token"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no settings.json"),
@@ -905,9 +926,9 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
         ([*latest, "--seed", "7"], "was trained with --seed 42, not 7: give the same"),
         ([*latest, "--learning_rate", "1"], "was trained with --learning_rate 0.0"),
         ([*latest, "--max_train_steps", "3"], "a number of steps of 2, not 3: give the"),
-        ([*latest, "--teacher_model_name_or_path", other], "was trained with labels of fingerprint "),
-        ([*latest, "--student_model_name_or_path", other], "was trained with a student of fingerprint "),
-        ([*latest, "--sts_dev", STS], "was trained with --metric_for_best_model and --sts_dev of fingerprint "),
+        ([*latest, "--teacher_model_name_or_path", other], "was trained on labels of another teacher: give"),
+        ([*latest, "--student_model_name_or_path", other], "was trained from a student of other settings: give"),
+        ([*latest, "--sts_dev", STS], "was trained for another --metric_for_best_model, or on another --sts_dev: give"),
     ):
         assert refused(pairs, teacher, student, output, "--max_train_steps", "2", *more)
         assert message in capsys.readouterr().err
@@ -930,8 +951,12 @@ def test_pairs_without_a_dev_split_are_refused(pairs, teacher, student, tmp_path
 def test_a_checkpoint_without_settings_is_none(pairs, teacher, student, tmp_path):
     output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2")
     (output / "checkpoint-2/settings.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoint-2 is no checkpoint: it has no settings\.json"):
-        train(pairs, teacher, student, output, "--resume_from_checkpoint", "latest")
+    for given, message in (
+        ("latest", r"is damaged: settings\.json is missing"),
+        (str(output / "checkpoint-2"), r"is no checkpoint: it has no settings\.json"),
+    ):
+        with pytest.raises(UserError, match=f"checkpoint-2 {message}"):
+            train(pairs, teacher, student, output, "--resume_from_checkpoint", given)
 
 
 def test_a_stopped_run_may_write_a_line_where_it_stopped(pairs, teacher, student, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Sentences of different lengths in one forward: padded, or packed one after another."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -73,12 +73,15 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def ending_out_of_memory() -> Iterator[None]:
-    """End the block where memory runs out in it: after it nothing is held any more by the error and its frames."""
+def ending_out_of_memory(mend: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """End the block where memory runs out in it and `mend()` says that it can be tried again with less.
+
+    After the block nothing is held any more by the error and its frames.
+    """
     try:
         yield
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not (out_of_memory(error) and mend()):
             raise
 
 

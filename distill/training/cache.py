@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from distill.folders import WITHOUT_LOCKS, read_json, write_json, writing
+from distill.command import UserError
+from distill.folders import Lock, read_json, write_json, writing
 from distill.ranks import check_signal, on_first_rank, together
 
 
@@ -53,16 +53,17 @@ def fill(
     In rounds: the ranks take a chunk each, tell each other how many numbers they have, and write them to their place.
     `done.json` says how far all have come, for a run that goes on after a kill. The folder appears by rename, whole,
     and a later run finds it; of several at a time one fills it and the others wait. `running` names running sums, each
-    with the array whose lengths it sums, of which `compute` knows only its own chunk. Raises what `together` raises.
+    with the array whose lengths it sums, of which `compute` knows only its own chunk. Raises what `together` raises,
+    UserError where a file has not the size that done.json says.
     """
     growing, record = folder.with_suffix(".tmp"), folder.with_suffix(".tmp") / "done.json"
     rank, world = accelerator.process_index, accelerator.num_processes
 
     def begin() -> dict:
-        if not record.is_file():
+        if not record.is_file() or cut_off(growing):
             shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True, exist_ok=True)
-        return read_json(record, {"rows": 0, "numbers": {}})
+        return read_json(record, {"rows": 0, "numbers": {}, "bytes": {}})
 
     def computed(start: int) -> dict[str, np.ndarray]:
         check_signal()
@@ -84,22 +85,44 @@ def fill(
         else:
             growing.rename(folder)
 
+    def check() -> None:
+        if name := cut_off(folder):
+            raise UserError(f"{folder / name} is damaged: remove {folder}, and it is made anew")
+
     with turn_to_build(folder, accelerator) as ours:
         if not ours:
-            return
+            return on_first_rank(check, accelerator)
         done = on_first_rank(begin, accelerator, folder.parent)
         hidden = not accelerator.is_main_process
         with tqdm(total=rows, initial=done["rows"], desc=description, unit=" rows", disable=hidden) as bar:
             while done["rows"] < rows:
                 arrays = together(partial(computed, done["rows"] + rank * chunk), accelerator)
-                counts = gather_object([Counter({name: array.size for name, array in arrays.items()})])
+                counts, sizes = (
+                    gather_object([Counter({name: getattr(array, what) for name, array in arrays.items()})])
+                    for what in ("size", "nbytes")
+                )
                 before = sum(counts[:rank], Counter(done["numbers"]))
                 together(partial(written, arrays, before), accelerator, folder.parent)
                 bar.update(min(world * chunk, rows - done["rows"]))
                 rows_done = min(done["rows"] + world * chunk, rows)
-                done = {"rows": rows_done, "numbers": sum(counts, Counter(done["numbers"]))}
+                done = {
+                    "rows": rows_done,
+                    "numbers": sum(counts, Counter(done["numbers"])),
+                    "bytes": sum(sizes, Counter(done["bytes"])),
+                }
                 on_first_rank(partial(write_json, record, done), accelerator, folder.parent)
         on_first_rank(finish, accelerator, folder.parent)
+
+
+def cut_off(folder: Path) -> str | None:
+    """The first file of a cache folder that is shorter than its done.json says; None if all is there."""
+    try:
+        for name, size in read_json(folder / "done.json", {})["bytes"].items():
+            if not (folder / f"{name}.bin").is_file() or (folder / f"{name}.bin").stat().st_size < size:
+                return f"{name}.bin"
+    except (UserError, KeyError, AttributeError, TypeError):
+        return "done.json"
+    return None
 
 
 @contextmanager
@@ -109,20 +132,15 @@ def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
     Rank 0 looks for all, since on a network file system another node may not see the folder yet, and holds a lock on
     a file beside it, which the kernel takes from a run that dies.
     """
-    lock = FileLock(folder.with_suffix(".lock"), fallback_to_soft=False)  # a soft one would outlive a killed run
+    lock = Lock(folder.with_suffix(".lock"))
 
     def turn() -> str:
         if folder.is_dir():
             return "there"
         with writing(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
+            if not lock.take():
                 return "theirs"
-            except OSError as error:
-                if error.errno not in WITHOUT_LOCKS:
-                    raise
         return "there" if folder.is_dir() else "ours"
 
     def wait() -> None:
@@ -138,6 +156,4 @@ def turn_to_build(folder: Path, accelerator: Accelerator) -> Iterator[bool]:
     try:
         yield whose == "ours"
     finally:
-        if lock.is_locked:
-            Path(lock.lock_file).unlink()  # who still waits for this file finds the folder
-            lock.release()
+        lock.release()

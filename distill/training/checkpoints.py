@@ -17,6 +17,7 @@ from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
+RUN = "a run"  # the kind that args.json of an output folder says
 
 
 def step_of(checkpoint: Path) -> int:
@@ -47,20 +48,19 @@ def write_manifest(folder: Path) -> None:
 
 def damage(checkpoint: Path) -> str | None:
     """What a checkpoint has lost since it was written, by its manifest; None if nothing."""
-    try:
-        manifest = read_json(checkpoint / MANIFEST, None)
-    except UserError:
-        return f"{MANIFEST} cannot be read"
-    if manifest is None:
+    if not (checkpoint / MANIFEST).is_file():
         return f"{MANIFEST} is missing"
-    for name, entry in manifest.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes and had {entry['bytes']}"
-        if file_entry(path) != entry:
-            return f"the content of {name} has changed"
+    try:
+        for name, entry in read_json(checkpoint / MANIFEST, {}).items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes and had {entry['bytes']}"
+            if file_entry(path) != entry:
+                return f"the content of {name} has changed"
+    except (UserError, TypeError, KeyError):
+        return f"{MANIFEST} cannot be read"
     return None
 
 
@@ -150,14 +150,17 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
-    """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`."""
+    """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`.
+
+    The name of a setting is an option, "--seed", or says what is wrong where the value, a fingerprint, differs.
+    """
 
     def compare() -> None:
         saved = read_json(checkpoint / SETTINGS, {})
         for name, value in settings.items():
             if saved.get(name) != value:
-                before = f"{checkpoint} was trained with {name} {saved.get(name)}, not {value}"
-                raise UserError(f"{before}: give the same again, or start a new run")
+                other = f"with {name} {saved.get(name)}, not {value}" if name.startswith("--") else name
+                raise UserError(f"{checkpoint} was trained {other}: give the same again, or start a new run")
 
     together(compare, accelerator)
     accelerator.load_state(str(checkpoint))
@@ -168,22 +171,29 @@ def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) 
     """The checkpoint folder to resume from, None to start at step 0.
 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
-    None where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
+    None, or another run's, where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
     """
-    made_by = str(read_json(output_dir / "args.json", ""))
-    if "train_distill.py" in made_by and "'files'" not in made_by:  # a student's lists its files
+    cache_dir, student = cache_dir.resolve(), (output_dir / "student").resolve()
+    if student in (cache_dir, *cache_dir.parents):
+        raise UserError(f"--cache_dir {cache_dir} lies in {student}, which is replaced: name another folder")
+    if read_json(output_dir / "args.json", {}).get("kind") == RUN:
         if resume_from is None:
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
-    elif foreign := sorted(path.name for path in output_dir.glob("*") if path.resolve() != cache_dir.resolve()):
-        raise UserError(f"{output_dir} holds {foreign[0]}, which is no run's: name another folder")
+        if resume_from != "latest" and Path(resume_from).parent.resolve() != output_dir.resolve():
+            raise UserError(
+                f"{output_dir} holds a run of its own, of which {resume_from} is none: name another folder, or go on "
+                "with that run by --resume_from_checkpoint latest"
+            )
+    elif foreign := sorted(path.name for path in output_dir.glob("*") if path.resolve() != cache_dir):
+        raise UserError(f"{output_dir} holds {foreign[0]}, and no args.json of a run: name another folder")
     if resume_from is None:
         return None
     if resume_from == "latest":
         *earlier, checkpoint = checkpoints(output_dir) or [None]
     else:
         earlier, checkpoint = [], Path(resume_from)
-    if checkpoint and not (checkpoint / SETTINGS).is_file():
-        raise UserError(f"{checkpoint} is no checkpoint: it has no {SETTINGS}")
+        if not (checkpoint / SETTINGS).is_file():
+            raise UserError(f"{checkpoint} is no checkpoint: it has no {SETTINGS}")
     if lost := checkpoint and damage(checkpoint):
         whole = next((path for path in reversed(earlier) if damage(path) is None), None)
         advice = "no other one is whole" if earlier else "name another one"

@@ -8,7 +8,6 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.command import UserError
-from distill.encoder.packing import out_of_memory, to_device
+from distill.encoder.packing import to_device
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
@@ -204,20 +203,15 @@ class RankSteps(Dataset):
         )
         return iter(loader)
 
-    @contextmanager
-    def halving(self) -> Iterator[None]:
-        """End the block where memory runs out in it, and take half of the tokens of a forward from then on.
+    def halve(self) -> bool:
+        """Take half of the tokens of a forward from now on, where memory has run out; whether that can be tried.
 
-        Raises the error where there is no smaller one to try, or other ranks wait for this one's gradients.
+        Not where there is no smaller one to try, or other ranks wait for this one's gradients.
         """
-        try:
-            yield
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if self.world > 1 or self.max_tokens == 1:
-                print(f"out of memory: give --max_tokens_per_batch less than {self.max_tokens}", file=sys.stderr)
-                raise
-            end_workers()  # so that the iterator can be let go at once
-            self.max_tokens //= 2
-            print(f"out of memory: from here on {self.max_tokens} tokens a forward", file=sys.stderr)
+        if self.world > 1 or self.max_tokens == 1:
+            print(f"out of memory: give --max_tokens_per_batch less than {self.max_tokens}", file=sys.stderr)
+            return False
+        end_workers()  # so that the iterator can be let go at once
+        self.max_tokens //= 2
+        print(f"out of memory: from here on {self.max_tokens} tokens a forward", file=sys.stderr)
+        return True

@@ -101,7 +101,8 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
 class Metrics:
     """metrics.jsonl and the trackers: a line per logging step or evaluation; and the curves drawn from it.
 
-    On resume the file is cut back to the `lines` that it had at the checkpoint; UserError where its disk is full.
+    On resume the file is cut back to the `lines` that it had at the checkpoint; UserError where one of them is no JSON,
+    or the disk is full.
     """
 
     def __init__(self, output_dir: Path, lines: int, accelerator: Accelerator):
@@ -109,10 +110,14 @@ class Metrics:
 
         def cut_back() -> list[dict]:
             kept = self.path.read_text().splitlines()[:lines] if self.path.exists() else []
+            try:
+                read = [json.loads(line) for line in kept]
+            except ValueError as error:
+                raise UserError(f"{self.path} has a line that is no JSON ({error}): mend it, or move it away") from None
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.rename(self.path)
-            return [json.loads(line) for line in kept]
+            return read
 
         self.lines = on_first_rank(cut_back, accelerator, output_dir)
 
