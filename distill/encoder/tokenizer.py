@@ -76,7 +76,14 @@ def tokenizer_content(tokenizer) -> dict:
 
 
 def set_token_ids(config, tokenizer) -> None:
-    """Have a model's configuration name the tokenizer's special tokens."""
-    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
-        if hasattr(config, f"{name}_token_id"):
-            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    """Have a model's configuration name the tokenizer's special tokens.
+
+    The begin and the end of a text have two names each; where a model asks for the one and a tokenizer has the other,
+    that is meant.
+    """
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
+    for name, index in ids.items():
+        other = ids.get({"bos": "cls", "cls": "bos", "eos": "sep", "sep": "eos"}.get(name))
+        if hasattr(config, key := f"{name}_token_id"):
+            lacking = index is None and getattr(config, key) is not None
+            setattr(config, key, other if lacking else index)
