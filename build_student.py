@@ -161,7 +161,8 @@ def graft_student(args: argparse.Namespace) -> None:
             trained += f", which have no more pieces to give: {len(tokenizer):,} of the {args.vocab_size:,} asked for"
         notes.append(f"{trained}.")
     sources = train[:MOST_ALIGNED]["source"] if aligned else []
-    graft(encoder, tokenizer, sources, tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs))
+    with tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs) as bar:
+        graft(encoder, tokenizer, sources, bar)
     parameters, layers = sum(p.numel() for p in encoder.parameters()), encoder.transformer.config.num_hidden_layers
     summary = f"{len(tokenizer):,} tokens, {layers} layers, {parameters / 1e6:.1f} M parameters"
     with writing(args.output_dir), replaced_folder(args.output_dir, args) as folder:

@@ -445,7 +445,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, path, changes, message):
 def test_a_run_in_place_of_its_student_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     student = saved(tiny_encoder(), tmp_path / "run/student")
-    with pytest.raises(UserError, match=f"run is no model, it has no config.json: give the one in it, {student}$"):
+    with pytest.raises(UserError, match=f"run is no model: it has no config.json, give the model in it, {student}$"):
         SentenceEncoder.from_pretrained(str(tmp_path / "run"))
 
 

@@ -16,7 +16,8 @@ from distill.command import UserError
 from distill.folders import read_json, write_json
 
 logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
-logging.get_logger("transformers.modeling_utils").setLevel(logging.ERROR)  # no table of weights: we judge them
+# No table of the weights that were found: read_transformer judges them.
+logging.get_logger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 # The keys of 1_Pooling/config.json, in the order in which sentence-transformers concatenates poolings.
 POOLING_KEYS = {
@@ -38,8 +39,8 @@ def find_folder(name_or_path: str) -> Path:
     if folder.exists():
         if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
             models = sorted(path.parent for path in folder.glob("*/config.json"))  # a run holds its student
-            found = f": give the one in it, {models[0]}" if models else ""
-            raise UserError(f"{name_or_path} is no model, it has no config.json{found}")
+            found = f", give the model in it, {models[0]}" if models else ""
+            raise UserError(f"{name_or_path} is no model: it has no config.json{found}")
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
         raise UserError(f"{name_or_path} does not exist: give a model folder or a hub id")

@@ -124,11 +124,5 @@ def _packed_mask(*, attention_mask=None, **settings):
 
 AttentionInterface.register("packed", _packed_attention)
 AttentionMaskInterface.register("packed", _packed_mask)
-
-
-def packable(config) -> bool:
-    """Whether a model's attention can be replaced by the one above, and its position ids are those of padded ones.
-
-    A decoder's is causal.
-    """
-    return config.model_type in ("bert", "roberta", "xlm-roberta", "camembert") and not config.is_decoder
+# Model types whose attention can be replaced by the one above; their own position ids are those of padded sentences.
+PACKABLE = ("bert", "roberta", "xlm-roberta", "camembert")

@@ -23,9 +23,9 @@ from distill.encoder.model_folder import (
     write_pooling,
 )
 from distill.encoder.packing import (
+    PACKABLE,
     ending_out_of_memory,
     pack,
-    packable,
     packed_batches,
     pad,
     padded_batches,
@@ -106,7 +106,7 @@ class SentenceEncoder(nn.Module):
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
         self.before_normalize = False
         self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
-        if packable(transformer.config):
+        if transformer.config.model_type in PACKABLE and not transformer.config.is_decoder:  # whose attention is causal
             transformer.config._attn_implementation = "packed"
 
     @classmethod

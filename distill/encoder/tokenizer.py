@@ -16,6 +16,7 @@ def read_tokenizer(name_or_path: str | Path):
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+    tokenizer("\ue000")  # for private use, so unknown to all: without a token for the unknown some fail there
     return tokenizer
 
 
