@@ -21,7 +21,7 @@ from distill.command import Parser, UserError, at_least, part, run, wrapped
 from distill.encoder.model_folder import loading
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import read_tokenizer
-from distill.folders import replaced_folder, write_json, writing
+from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import language_sentences, load_pairs, pairs_by_language, sentence_counts, sentences
 from distill.students.audit import audit, draw_audit, print_audit, worst_words
 from distill.students.graft import (
@@ -72,6 +72,14 @@ def load_tokenizer(name_or_path: str):
         return read_tokenizer(name_or_path)
 
 
+def check_opens(folder: Path, failure: str) -> None:
+    """UserError where a student that was just written cannot be opened: not every kind of model lets itself be cut."""
+    try:
+        SentenceEncoder.from_pretrained(str(folder))
+    except UserError as error:
+        raise UserError(f"{failure}: {str(error).replace(str(folder), 'the student')}") from None
+
+
 def write_readme(folder: Path, title: str, args: argparse.Namespace, lines: list[str]) -> None:
     """README.md of a student: from what and how it was made."""
     text = "\n".join([f"# {title}", "", "Made by", "", wrapped(args.command_line), "", *lines])
@@ -80,6 +88,7 @@ def write_readme(folder: Path, title: str, args: argparse.Namespace, lines: list
 
 def audit_tokenizers(args: argparse.Namespace) -> None:
     """See what tokenizers make of each language: unknown tokens, tokens per word, cut sentences, a verdict."""
+    check_output(args.output_dir, args, "an audit")
     tokenizers = {path: load_tokenizer(path) for path in args.tokenizer_name_or_path}
     read = {}
     for language, batch in language_sentences(args.pairs_dir, args.text_files):
@@ -104,6 +113,7 @@ def audit_tokenizers(args: argparse.Namespace) -> None:
 
 def trim_student(args: argparse.Namespace) -> None:
     """Cut a student's vocabulary to the tokens that the corpora use; on such text its vectors stay the same."""
+    check_output(args.output_dir, args, "a trimmed student")
     encoder = SentenceEncoder.from_pretrained(args.model_name_or_path)
     corpora = partial(language_sentences, args.pairs_dir, args.text_files)
     model, report = trim(encoder, corpora, args.coverage, args.vocab_size)
@@ -113,6 +123,7 @@ def trim_student(args: argparse.Namespace) -> None:
         encoder.save(folder)
         if model is not encoder.transformer:  # with its head, which holds the encoder's weights too
             model.save_pretrained(folder)
+        check_opens(folder, f"{args.model_name_or_path} cannot be trimmed")
         write_json(folder / "trim.json", report)
         table = trim_table(report["languages"], "github")
         write_readme(folder, f"{args.model_name_or_path} with fewer tokens", args, [*sizes, "", table])
@@ -122,11 +133,14 @@ def trim_student(args: argparse.Namespace) -> None:
 
 def graft_student(args: argparse.Namespace) -> None:
     """Put an encoder under a new multilingual tokenizer, its embeddings started from the encoder's own."""
+    check_output(args.output_dir, args, "a grafted student")
     if not (args.pairs_dir or args.tokenizer_name_or_path):
         raise UserError(
             "there is no tokenizer to graft onto: add --pairs_dir to train one, or --tokenizer_name_or_path"
         )
     train = load_pairs(args.pairs_dir)["train"] if args.pairs_dir else None
+    if train is not None and len(train) == 0:
+        raise UserError(f"{args.pairs_dir} holds no pair: build it anew")
     aligned = train is not None and args.start == "alignment"
     pairs = pairs_by_language(train, MOST_ALIGNED) if aligned else {}
     encoder = SentenceEncoder.from_pretrained(args.encoder_model_name_or_path)
@@ -147,11 +161,13 @@ def graft_student(args: argparse.Namespace) -> None:
             trained += f", which have no more pieces to give: {len(tokenizer):,} of the {args.vocab_size:,} asked for"
         notes.append(f"{trained}.")
     sources = train[:MOST_ALIGNED]["source"] if aligned else []
-    graft(encoder, tokenizer, sources, tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs))
+    with tqdm(pairs.values(), desc="alignment", unit=" languages", disable=not pairs) as bar:
+        graft(encoder, tokenizer, sources, bar)
     parameters, layers = sum(p.numel() for p in encoder.parameters()), encoder.transformer.config.num_hidden_layers
     summary = f"{len(tokenizer):,} tokens, {layers} layers, {parameters / 1e6:.1f} M parameters"
     with writing(args.output_dir), replaced_folder(args.output_dir, args, "a grafted student") as folder:
         encoder.save(folder)
+        check_opens(folder, f"{args.encoder_model_name_or_path} cannot be grafted so")
         title = f"{args.encoder_model_name_or_path} under a multilingual tokenizer"
         counts = ", ".join(f"{language} {len(source):,}" for language, (source, _) in pairs.items())
         notes.append(f"Tokens aligned over these numbers of pairs: {counts or 'none'}.")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_the_readme_names_its_command, saved, tiny_encoder
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -19,9 +20,17 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    LongformerConfig,
+    LongformerModel,
+    LukeConfig,
+    LukeModel,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedTokenizerFast,
+    XLMConfig,
+    XLMModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -252,7 +261,73 @@ def test_a_model_that_shares_one_layer_has_none_to_leave_out(pairs, tmp_path, ca
     teacher = saved(tiny_encoder(transformer=albert), tmp_path / "teacher")
     with pytest.raises(SystemExit):
         graft(teacher, pairs, tmp_path / "student", "--num_layers", "2")
-    assert "--num_layers 2: AlbertModel shares one layer's weights, leave it out" in capsys.readouterr().err
+    assert "--num_layers 2: AlbertModel has no list of layers, leave it out" in capsys.readouterr().err
+
+
+def test_a_window_of_each_layer_stays_with_it(pairs, tmp_path):
+    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = LongformerConfig(vocab_size=3000, max_position_embeddings=64, attention_window=[4, 8, 16], **settings)
+    config.pad_token_id = 0
+    teacher = saved(tiny_encoder(transformer=LongformerModel(config)), tmp_path / "teacher")
+    model, _ = graft(teacher, pairs, tmp_path / "student", "--num_layers", "2")
+    assert model.config.attention_window == [4, 16]
+
+
+def test_an_end_of_text_that_the_tokenizer_calls_otherwise(pairs, tmp_path):
+    """CLIP looks for its eos token; where a text ends the new tokenizer has [SEP]."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = CLIPTextConfig(vocab_size=3000, max_position_embeddings=64, **settings)
+    teacher = saved(tiny_encoder(transformer=CLIPTextModel(config)), tmp_path / "teacher")
+    model, tokenizer = graft(teacher, pairs, tmp_path / "student")
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert SentenceEncoder.from_pretrained(str(tmp_path / "student")).encode(["I love plants"]).shape == (1, 32)
+
+
+def test_a_student_that_would_not_open_is_not_written(pairs, tmp_path, capsys):
+    """LUKE has a second table of positions, for entities."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = LukeConfig(
+        vocab_size=3000, max_position_embeddings=64, entity_vocab_size=10, entity_emb_size=8, **settings
+    )
+    config.pad_token_id = 0
+    teacher = saved(tiny_encoder(transformer=LukeModel(config)), tmp_path / "teacher")
+    with pytest.raises(SystemExit) as end:
+        graft(teacher, pairs, tmp_path / "student", "--max_position_embeddings", "24")
+    assert end.value.code == 2 and not (tmp_path / "student").exists()
+    error = capsys.readouterr().err
+    assert "teacher cannot be grafted so: the student: the weight entity_embeddings.position_embeddings" in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["audit --tokenizer_name_or_path", "trim --model_name_or_path", "graft --encoder_model_name_or_path"],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(pairs, tmp_path, capsys, command):
+    """Before it is seen that the model is not there."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/letter.txt").write_text("mine")
+    words = [*command.split(), "./nowhere", "--pairs_dir", pairs, "--output_dir", str(tmp_path / "output")]
+    with pytest.raises(SystemExit) as end:
+        run(main, build_parser().parse_args(words))
+    assert end.value.code == 2 and "output holds letter.txt, which no script wrote" in capsys.readouterr().err
+
+
+def test_pairs_without_a_pair_are_named(pairs, teacher, tmp_path, capsys):
+    splits = load_pairs(pairs)
+    splits["train"] = Dataset.from_dict({"source": [], "targets": []}, splits["train"].features)
+    splits.save_to_disk(tmp_path / "empty", num_shards=dict.fromkeys(splits, 1))
+    with pytest.raises(SystemExit):
+        graft(teacher, pairs, tmp_path / "student", "--pairs_dir", str(tmp_path / "empty"))
+    assert "empty holds no pair: build it anew" in capsys.readouterr().err
+
+
+def test_a_model_with_a_list_of_each_part_of_its_layers_leaves_none_out(pairs, tmp_path, capsys):
+    """Of XLM the attentions would be chosen alone, and stand before other layers' feed-forward parts."""
+    xlm = XLMModel(XLMConfig(vocab_size=3000, emb_dim=32, n_layers=4, n_heads=2, max_position_embeddings=64))
+    teacher = saved(tiny_encoder(transformer=xlm), tmp_path / "teacher")
+    with pytest.raises(SystemExit):
+        graft(teacher, pairs, tmp_path / "student", "--num_layers", "2")
+    assert "--num_layers 2: XLMModel has no list of layers, leave it out" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_ends_in_one_sentence(pairs, teacher, tmp_path):
@@ -341,6 +416,7 @@ def test_capitals_stay_where_the_teacher_reads_them():
         (["--encoder_model_name_or_path", "./nowhere"], "nowhere does not exist"),
         (["--vocab_size", "20"], "--vocab_size 20 is too small for the pairs: they have"),
         (["--num_layers", "3"], "--num_layers 3: the encoder has 2"),
+        (["--max_position_embeddings", "2"], "--max_position_embeddings 2: the encoder has positions for 64 tokens"),
         (["--max_position_embeddings", "65"], "--max_position_embeddings 65: the encoder has positions for 64 tokens"),
     ],
 )

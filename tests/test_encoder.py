@@ -9,21 +9,32 @@ import torch
 from conftest import saved, tiny_encoder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import processors
 from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    BertConfig,
+    BertModel,
     BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
     GPT2Config,
     GPT2Model,
     LongformerConfig,
     LongformerModel,
     LukeConfig,
     LukeModel,
+    PegasusConfig,
+    PegasusModel,
     T5Config,
     T5EncoderModel,
+    XLMConfig,
+    XLMModel,
     XLMRobertaConfig,
     XLMRobertaModel,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from distill.command import UserError
@@ -197,6 +208,14 @@ def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling,
     assert pack(sequences, first)["runs"] == [(1, 20), (3, 7), (1, 3), (2, 2)]
 
 
+def test_a_decoder_is_not_packed(tmp_path):
+    """Its attention is causal."""
+    settings = tiny_encoder().transformer.config.to_dict() | {"is_decoder": True}
+    folder = saved(tiny_encoder(transformer=BertModel(BertConfig(**settings))), tmp_path / "model")
+    ours, peer = SentenceEncoder.from_pretrained(folder), SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(ours.encode(SENTENCES), peer.encode(SENTENCES), atol=1e-6)
+
+
 def test_a_model_with_attention_of_its_own_gets_padded_sentences():
     encoder = tiny_encoder()
     packed = encoder.encode(SENTENCES)
@@ -236,6 +255,7 @@ def test_what_gets_no_gradient_asks_for_none(transformer, name):
 @pytest.mark.parametrize(
     "transformer, name",
     [
+        (XLMModel(XLMConfig(vocab_size=9, emb_dim=8, n_layers=2, n_heads=2)), None),
         (T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)), "encoder.block"),
         (GPT2Model(GPT2Config(vocab_size=9, n_embd=8, n_layer=3, n_head=2)), "h"),
         (AlbertModel(AlbertConfig(**SMALL | {"vocab_size": 9}, embedding_size=8)), None),
@@ -291,19 +311,19 @@ def test_long_sentences_are_cut_at_the_limit():
     "damage, message",
     [
         ("no config", "has no config.json"),
-        ("module", "sentence_transformers.models.LSTM, which is not supported"),
+        ("module", "modules.json lists Transformer LSTM Dense Normalize, which is not supported"),
         ("pooling", "the pooling must be one of"),
         ("instructor", "a pooling that leaves out the prompt"),
         ("residual", "a Dense layer with a residual or on tokens is not supported"),
-        ("order", "sentence_transformers.models.Dense after Normalize, which is not supported"),
+        ("order", "modules.json lists Transformer Pooling Normalize Dense, which is not supported"),
         ("prompt", "its default prompt 'nothing' is not among its prompts \\['query'\\]"),
         ("tokenizer", "has no tokenizer"),
         ("weights", "cannot be loaded as a model"),
         ("cut weights", "cannot be loaded as a model"),
         ("other names", "model lacks 37 of the model's weights, such as embeddings.LayerNorm.bias: save it anew"),
         ("a pointer", "cannot be loaded as a model"),
-        ("width", "its pooling gives 64 dimensions, its Dense layer takes 32"),
-        ("limit", "cannot be loaded as a model"),
+        ("width", "a Dense layer takes 32 dimensions, and is given 64"),
+        ("limit", "its limit of tokens, max_seq_length or model_max_length, is no number"),
         ("list", "config_sentence_transformers.json holds no JSON object"),
         ("no JSON", "modules.json is no sound JSON"),
     ],
@@ -358,6 +378,110 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
         (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=message):
         SentenceEncoder.from_pretrained(str(folder))
+
+
+MODULES = [
+    {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for idx, (path, kind) in enumerate(
+        [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+    )
+]
+FIRST, POOLING, DENSE, NORMALIZE = MODULES
+
+
+@pytest.mark.parametrize(
+    "path, changes, message",
+    [
+        ("config.json", {"num_hidden_layers": 1}, "model has 16 weights more than by its config.json, such as encoder"),
+        ("config.json", {"hidden_size": 64}, r"LayerNorm.bias is of shape \(32,\), by its config.json of \(64,\)"),
+        XX,
+        XX,
+        ("modules.json", ["Transformer"], "modules.json is no list of modules, each with its type and path"),
+        ("modules.json", [{"path": ""}], "modules.json is no list of modules, each with its type and path"),
+        ("modules.json", [FIRST], "lists Transformer, which"),
+        ("modules.json", [FIRST, FIRST, POOLING], "lists Transformer Transformer Pooling, which"),
+        ("modules.json", [POOLING, FIRST], "lists Pooling Transformer, which"),
+        ("modules.json", [FIRST, DENSE, POOLING], "lists Transformer Dense Pooling, which"),
+        ("modules.json", [FIRST, NORMALIZE, POOLING], "lists Transformer Normalize Pooling, which"),
+        ("modules.json", [FIRST | {"path": "0"}, POOLING], "model/0 has no config.json: save the model anew"),
+        ("modules.json", [FIRST, POOLING, DENSE, DENSE], "a Dense layer takes 32 dimensions, and is given 8"),
+        ("modules.json", [FIRST, POOLING | {"path": "5_Pooling"}], "5_Pooling has no config.json: save the model anew"),
+        ("1_Pooling/config.json", [], "1_Pooling/config.json holds no JSON object"),
+        ("1_Pooling/config.json", {"pooling_mode": 3}, r"the pooling must be one of .* found \[3\]"),
+        ("2_Dense/config.json", {}, "2_Dense is no Dense layer, its config.json lacks in_features, out_features, bias"),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.Linear"}, "activation torch.nn.Linear is not supp"),
+        (
+            "2_Dense/config.json",
+            {"in_features": 64},
+            r"its weights are of the shapes .*32.*, by its config.json of .*64",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": -1},
+            "model reads -1 tokens, of which .* take 2: raise its max",
+        ),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "model reads 0 tokens, of which"),
+        ("sentence_bert_config.json", {"max_seq_length": 2}, "model reads 2 tokens, of which"),
+        ("config_sentence_transformers.json", {"prompts": ["query"]}, "its prompts are no names with a text each"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "its prompts are no names with a text each"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "a " * 30}, "default_prompt_name": "query"},
+            "model reads 32 tokens, of which special ones and its prompt take 32",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, path, changes, message):
+    """Changes to an object that is not empty are changes of it, else it is replaced."""
+    dense = nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh()))
+    folder = saved(tiny_encoder(dense=dense, normalize=True), tmp_path / "model")
+    content = json.loads((tmp_path / "model" / path).read_text())
+    whole = isinstance(changes, list) or not changes
+    (tmp_path / "model" / path).write_text(json.dumps(changes if whole else content | changes))
+    with pytest.raises(UserError, match=message):
+        SentenceEncoder.from_pretrained(folder)
+
+
+def test_a_run_in_place_of_its_student_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    student = saved(tiny_encoder(), tmp_path / "run/student")
+    with pytest.raises(UserError, match=f"run is no model: it has no config.json, give the model in it, {student}$"):
+        SentenceEncoder.from_pretrained(str(tmp_path / "run"))
+
+
+def test_a_model_without_a_limit_and_one_with_a_table_of_another_name(tmp_path):
+    """XLNet says -1 for none; of CLIP, as of GPT-2 and BART, the positions end where the folder does not say so."""
+    config = XLNetConfig(vocab_size=3000, d_model=32, n_layer=2, n_head=2, d_inner=64, pad_token_id=0)
+    folder = saved(tiny_encoder(transformer=XLNetModel(config)), tmp_path / "xlnet")
+    (tmp_path / "xlnet/sentence_bert_config.json").unlink()
+    path = tmp_path / "xlnet/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
+    encoder = SentenceEncoder.from_pretrained(folder)
+    assert encoder.max_seq_length == 10**6 and encoder.encode(["plants " * 99]).shape == (1, 32)
+    for kind in (
+        CLIPTextModel(CLIPTextConfig(**SMALL)),
+        GPT2Model(GPT2Config(vocab_size=3000, n_positions=64, n_embd=32, n_layer=2, n_head=2)),
+    ):
+        folder = saved(tiny_encoder(transformer=kind, max_seq_length=512), tmp_path / type(kind).__name__)
+        encoder = SentenceEncoder.from_pretrained(folder)
+        assert encoder.max_seq_length == 64 and encoder.encode(["plants " * 99]).shape == (1, 32)
+
+
+def test_a_model_that_encodes_no_text_alone_is_refused(tmp_path):
+    """Pegasus asks for what its decoder is to read too."""
+    layers = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    wide = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    pegasus = PegasusModel(PegasusConfig(vocab_size=3000, max_position_embeddings=64, **layers, **wide))
+    folder = saved(tiny_encoder(transformer=pegasus), tmp_path / "model")
+    with pytest.raises(UserError, match="model cannot encode a sentence: You cannot specify both"):
+        SentenceEncoder.from_pretrained(folder)
+
+
+def test_a_sentence_without_a_token_is_named():
+    encoder = tiny_encoder()
+    encoder.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    with pytest.raises(UserError, match="'' has no token: remove this sentence"):
+        encoder.encode(["plants", ""])
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "some-org/no-model-within-reach"])

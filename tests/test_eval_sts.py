@@ -331,17 +331,19 @@ def test_translations_of_one_sentence_are_resampled_together(tmp_path, model):
 def test_a_model_that_fails_does_not_spoil_the_others(tmp_path, model, capsys):
     broken = tiny_encoder()
     torch.nn.init.constant_(broken.transformer.embeddings.word_embeddings.weight, float("nan"))
-    command = ["--model_name_or_path", str(tmp_path / "nowhere"), f"nan={saved(broken, tmp_path / 'nan')}", model]
+    full = saved(tiny_encoder(max_seq_length=2), tmp_path / "full")
+    command = ["--model_name_or_path", str(tmp_path / "nowhere"), f"nan={saved(broken, tmp_path / 'nan')}", full, model]
     with pytest.raises(SystemExit) as end:
         command += ["--sts", STS, "--output_dir", str(tmp_path / "scores"), "--export_dir", str(tmp_path / "export")]
         run(main, build_parser().parse_args(command))
     assert end.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "nowhere does not exist" in error and "nan gives vectors that are not finite" in error
-    absent, nan, good = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    absent, nan, full, good = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
     assert (
         "does not exist" in absent["error"] and absent["sts"] == absent["bitext"] == {} and "not finite" in nan["error"]
     )
+    assert "reads 2 tokens, of which special ones and its prompt take 2" in full["error"]
     assert good["sts"]["en"]["spearman_cosine"] > 0
     assert "nowhere" in (tmp_path / "scores/report.md").read_text()
     assert (tmp_path / "export/model.safetensors").is_file()

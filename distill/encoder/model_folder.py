@@ -9,13 +9,15 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import AutoModel, AutoModelForTextEncoding
 from transformers.utils import logging
 
 from distill.command import UserError
 from distill.folders import read_json, write_json
 
 logging.disable_progress_bar()  # of loading and saving weights; long work has bars of its own
+# No table of the weights that were found: read_transformer judges them.
+logging.get_logger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 # The keys of 1_Pooling/config.json, in the order in which sentence-transformers concatenates poolings.
 POOLING_KEYS = {
@@ -26,15 +28,20 @@ POOLING_KEYS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+# How models call their table of positions: BERT and its kin, CLIP, GPT-2, BART.
+POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 OLD_POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")  # the keys that every version reads
 
 
 def find_folder(name_or_path: str) -> Path:
     """A local model folder as it is; a hub id as its snapshot in the local cache."""
-    if Path(name_or_path).exists():
-        if not list(Path(name_or_path).glob("**/config.json")):
-            raise UserError(f"{name_or_path} is no model: it has no config.json")
-        return Path(name_or_path)
+    folder = Path(name_or_path)
+    if folder.exists():
+        if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+            models = sorted(path.parent for path in folder.glob("*/config.json"))  # a run holds its student
+            found = f", give the model in it, {models[0]}" if models else ""
+            raise UserError(f"{name_or_path} is no model: it has no config.json{found}")
+        return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
         raise UserError(f"{name_or_path} does not exist: give a model folder or a hub id")
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*_Dense/*.bin"]
@@ -60,36 +67,89 @@ def loading(failure: str) -> Iterator[None]:
         raise UserError(f"{failure}: {reason}") from error
 
 
+def read_config(folder: Path) -> dict:
+    """A module's configuration; UserError where it has none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: save the model anew")
+    return read_json(path, {})
+
+
+def read_modules(folder: Path) -> tuple[Path, str, nn.Sequential, bool]:
+    """The folder of a model's transformer, its pooling, its Dense layers, and whether Normalize follows them.
+
+    Without modules.json it is a plain transformer, and pooled by the mean. UserError for any other sequence.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return folder, "mean", nn.Sequential(), False
+    try:
+        modules = [(str(module["type"]).rpartition(".")[2], folder / module["path"]) for module in read_json(path, [])]
+    except (TypeError, KeyError):
+        raise UserError(f"{path} is no list of modules, each with its type and path: save the model anew") from None
+    kinds = " ".join(kind for kind, _ in modules)
+    if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)?", kinds):
+        raise UserError(
+            f"{path} lists {kinds or 'nothing'}, which is not supported: only Transformer, Pooling, then Dense layers "
+            "if any and Normalize or not"
+        )
+    (_, root), (_, pooling), *others = modules
+    dense = nn.Sequential(*(read_dense(path) for kind, path in others if kind == "Dense"))
+    return root, read_pooling(pooling), dense, kinds.endswith("Normalize")
+
+
 def read_transformer(folder: Path) -> nn.Module:
     """A transformer in fp32; of T5 and its kin the encoder.
 
-    UserError where the folder lacks weights, which transformers would make up. A pooler's are not needed: no
-    sentence vector comes from it.
+    UserError where the weights are not those of the configuration: transformers would make up what they lack, and
+    leave out what is too many. A pooler's are not needed, no sentence vector comes from it; and what is too many
+    outside of the layers is of a head.
     """
-    t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "mt5", "umt5")
+    t5 = read_config(folder).get("model_type") in ("t5", "mt5", "umt5")
     automatic = AutoModelForTextEncoding if t5 else AutoModel
-    transformer, found = automatic.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    transformer, found = automatic.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, shape, expected = mismatched[0]
+        raise UserError(
+            f"{folder}: the weight {name} is of shape {(*shape,)}, by its config.json of {(*expected,)}: put the "
+            "config.json there that it was saved with"
+        )
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save it anew")
+    layers, _ = layer_list(transformer) or (None, None)
+    if more := sorted(name for name in found["unexpected_keys"] if layers and f".{layers}." in f".{name}"):
+        raise UserError(
+            f"{folder} has {len(more)} weights more than by its config.json, such as {more[0]}: put the config.json "
+            "there that they were saved with"
+        )
     return transformer
 
 
 def layer_list(transformer) -> tuple[str, nn.ModuleList] | None:
-    """Name and list of the layers, None where a model has none: ALBERT's share the weights of one."""
+    """Name and list of the layers, None where a model has no such list.
+
+    ALBERT's layers share the weights of one; XLM has a list of each part of its layers.
+    """
     lists = ((name, module) for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList))
-    count = transformer.config.num_hidden_layers
-    return next(((name, layers) for name, layers in lists if len(layers) == count), None)
+    count = getattr(transformer.config, "num_hidden_layers", None)
+    found = [(name, layers) for name, layers in lists if len(layers) == count]
+    beside = [name for name, _ in found if name.rpartition(".")[0] == found[0][0].rpartition(".")[0]]
+    return found[0] if len(beside) == 1 else None
 
 
 def position_table(transformer) -> tuple[str, nn.Embedding] | None:
     """Name and table of learned positions, None where a model has none."""
-    tables = ((name, module) for name, module in transformer.named_modules() if name.endswith("position_embeddings"))
+    tables = ((name, module) for name, module in transformer.named_modules() if name.endswith(POSITION_TABLES))
     return next(((name, table) for name, table in tables if isinstance(table, nn.Embedding)), None)
 
 
 def longest_input(transformer) -> int:
     """The most tokens that a model has positions for. RoBERTa and its kin number them from behind the padding's id."""
-    longest = getattr(transformer.config, "max_position_embeddings", 10**6)
+    longest = getattr(transformer.config, "max_position_embeddings", -1)
+    if longest == -1:  # XLNet's way to say that there is no limit
+        longest = 10**6
     _, table = position_table(transformer) or (None, None)
     if table is None:
         return longest
@@ -98,10 +158,10 @@ def longest_input(transformer) -> int:
 
 def read_pooling(path: Path) -> str:
     """The pooling of 1_Pooling, several joined by '+': `pooling_mode` since version 6, one key per mode before."""
-    config = read_json(path / "config.json", {})
+    config = read_config(path)
     modes = config.get("pooling_mode") or [mode for mode, key in POOLING_KEYS.items() if config.get(key)]
-    modes = [modes] if isinstance(modes, str) else modes
-    if not modes or not set(modes) <= set(POOLING_KEYS):
+    modes = modes if isinstance(modes, list) else [modes]
+    if not modes or not all(mode in [*POOLING_KEYS] for mode in modes):
         raise UserError(f"{path}: the pooling must be one of {', '.join(POOLING_KEYS)}, found {modes or config}")
     if config.get("include_prompt") is False:
         raise UserError(f"{path}: a pooling that leaves out the prompt (include_prompt) is not supported")
@@ -119,14 +179,25 @@ def write_pooling(path: Path, pooling: str, width: int) -> None:
 
 def read_dense(path: Path) -> nn.Sequential:
     """A Dense module: its linear layer, then its activation."""
-    config = read_json(path / "config.json", {})
+    config = read_config(path)
+    needed = ("in_features", "out_features", "bias", "activation_function")
+    if lacking := [name for name in needed if name not in config]:
+        raise UserError(f"{path} is no Dense layer, its config.json lacks {', '.join(lacking)}: save the model anew")
     if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise UserError(f"{path}: a Dense layer with a residual or on tokens is not supported")
-    linear = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
+    activation = str(config["activation_function"]).rpartition(".")[2]
+    if activation not in [*nn.modules.activation.__all__, "Identity"]:
+        raise UserError(f"{path}: the activation {config['activation_function']} is not supported, only torch's own")
     new, old = path / "model.safetensors", path / "pytorch_model.bin"
-    weights = load_file(new) if new.exists() else torch.load(old, weights_only=True)
-    linear.load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
-    return nn.Sequential(linear, getattr(nn, config["activation_function"].rsplit(".", 1)[-1])())
+    with loading(f"{path} cannot be loaded as a Dense layer"):
+        linear = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
+        weights = load_file(new) if new.exists() else torch.load(old, weights_only=True)
+        weights = {name.removeprefix("linear."): weight for name, weight in weights.items()}
+        shapes, expected = ({name: (*w.shape,) for name, w in of.items()} for of in (weights, linear.state_dict()))
+        if shapes != expected:
+            raise UserError(f"{path}: its weights are of the shapes {shapes}, by its config.json of {expected}")
+        linear.load_state_dict(weights)
+        return nn.Sequential(linear, getattr(nn, activation)())
 
 
 def write_dense(path: Path, layer: nn.Sequential, dtype: torch.dtype) -> None:

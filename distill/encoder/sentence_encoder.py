@@ -16,8 +16,7 @@ from distill.encoder.model_folder import (
     loading,
     longest_input,
     position_table,
-    read_dense,
-    read_pooling,
+    read_modules,
     read_transformer,
     write_dense,
     write_pooling,
@@ -106,7 +105,7 @@ class SentenceEncoder(nn.Module):
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
         self.before_normalize = False
         self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
-        if transformer.config.model_type in PACKABLE:
+        if transformer.config.model_type in PACKABLE and not transformer.config.is_decoder:  # whose attention is causal
             transformer.config._attn_implementation = "packed"
 
     @classmethod
@@ -117,22 +116,7 @@ class SentenceEncoder(nn.Module):
         """
         folder = find_folder(name_or_path)
         with loading(f"{name_or_path} cannot be loaded as a model"):
-            pooling, dense, normalize, root = "mean", nn.Sequential(), False, folder
-            for module in read_json(folder / "modules.json", []):
-                kind, path = module["type"].rsplit(".", 1)[-1], folder / module["path"]
-                if kind == "Transformer":
-                    root = path
-                elif kind == "Pooling":
-                    pooling = read_pooling(path)
-                elif kind == "Dense" and not normalize:
-                    dense.append(read_dense(path))
-                elif kind == "Normalize":
-                    normalize = True
-                else:
-                    after = " after Normalize" if kind == "Dense" else ""
-                    raise UserError(
-                        f"{name_or_path} has a module of type {module['type']}{after}, which is not supported"
-                    )
+            root, pooling, dense, normalize = read_modules(folder)
             transformer, tokenizer = read_transformer(root), read_tokenizer(root)
             tokens, rows = max(tokenizer.get_vocab().values()) + 1, transformer.get_input_embeddings().num_embeddings
             if tokens > rows:
@@ -148,21 +132,40 @@ class SentenceEncoder(nn.Module):
             if lower := bool(settings.get("do_lower_case")):
                 backend, lowercase = tokenizer.backend_tokenizer, normalizers.Lowercase()
                 backend.normalizer = normalizers.Sequence([lowercase, *filter(None, [backend.normalizer])])
-            longest = longest_input(transformer)
-            limit = int(settings.get("max_seq_length") or min(tokenizer.model_max_length, longest))
+            longest, limit = longest_input(transformer), settings.get("max_seq_length")
+            with loading(f"{name_or_path}: its limit of tokens, max_seq_length or model_max_length, is no number"):
+                limit = int(min(tokenizer.model_max_length, longest) if limit is None else limit)
             if position_table(transformer):  # without one, a model reads on
                 limit = min(limit, longest)
             limit = min(limit, max_seq_length or limit)
             about = read_json(folder / "config_sentence_transformers.json", {})
             prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
+            if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+                raise UserError(f"{name_or_path}: its prompts are no names with a text each, but {prompts}: mend them")
             if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
                 raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
             similarity = about.get("similarity_fn_name") or "cosine"
             encoder = cls(transformer, tokenizer, pooling, dense, normalize, limit, prompts, default, lower, similarity)
-            if len(dense) and dense[0][0].in_features != encoder.pooled_dimension:
-                given, taken = encoder.pooled_dimension, dense[0][0].in_features
-                raise UserError(f"{name_or_path}: its pooling gives {given} dimensions, its Dense layer takes {taken}")
+            given = encoder.pooled_dimension
+            for linear, _ in dense:
+                if linear.in_features != given:
+                    taken = linear.in_features
+                    raise UserError(f"{name_or_path}: a Dense layer takes {taken} dimensions, and is given {given}")
+                given = linear.out_features
+            encoder.check_runs(name_or_path)
         return encoder
+
+    @torch.no_grad()
+    def check_runs(self, name: str) -> None:
+        """UserError where special tokens and the prompt leave no room for a sentence, or it cannot encode one."""
+        taken = len(self.tokenizer(self.prompt, verbose=False)["input_ids"])
+        if self.max_seq_length <= taken:
+            raise UserError(
+                f"{name} reads {self.max_seq_length} tokens, of which special ones and its prompt take {taken}: raise "
+                "its max_seq_length"
+            )
+        with loading(f"{name} cannot encode a sentence"):
+            self(**self.inputs(self.token_ids(["a"])))
 
     @property
     def pooled_dimension(self) -> int:
@@ -250,6 +253,8 @@ class SentenceEncoder(nn.Module):
         self.eval()
         ids = self.token_ids(sentences)
         lengths = np.array([len(i) for i in ids])
+        if not lengths.all():  # as without special tokens may be
+            raise UserError(f"{sentences[lengths.argmin()]!r} has no token: remove this sentence")
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         batches = self.cut(lengths, max_tokens)
         while batches:

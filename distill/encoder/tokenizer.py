@@ -16,6 +16,7 @@ def read_tokenizer(name_or_path: str | Path):
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"{name_or_path} has no tokenizer: save the one that it was trained with beside it")
+    tokenizer("\ue000")  # for private use, so unknown to all: without a token for the unknown some fail there
     return tokenizer
 
 
@@ -76,7 +77,14 @@ def tokenizer_content(tokenizer) -> dict:
 
 
 def set_token_ids(config, tokenizer) -> None:
-    """Have a model's configuration name the tokenizer's special tokens."""
-    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
-        if hasattr(config, f"{name}_token_id"):
-            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    """Have a model's configuration name the tokenizer's special tokens.
+
+    The begin and the end of a text have two names each; where a model asks for the one and a tokenizer has the other,
+    that is meant.
+    """
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
+    for name, index in ids.items():
+        other = ids.get({"bos": "cls", "cls": "bos", "eos": "sep", "sep": "eos"}.get(name))
+        if hasattr(config, key := f"{name}_token_id"):
+            lacking = index is None and getattr(config, key) is not None
+            setattr(config, key, other if lacking else index)

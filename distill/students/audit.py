@@ -23,6 +23,7 @@ UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00
 # Kana, Han and Hangul: one sign is a syllable or a word.
 SYLLABLES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 PUNCTUATION = "".join(sign for sign in map(chr, range(1 << 16)) if unicodedata.category(sign)[0] == "P")
+MOST_READ = 10_000  # characters of a text, some 2,000 tokens: the rest says no more of a language, and takes time
 MAX_UNKNOWN = 0.05  # share of unknown tokens from which on a tokenizer does not read a language
 # Tokens per sign from which on a tokenizer spells instead of reading: in letters, in syllables.
 SPELLED = (0.6, 1.5)
@@ -42,6 +43,11 @@ def audit(tokenizer, sentences: list[str], max_seq_length: int = 128) -> dict[st
     `verdict`: "unknown" above `MAX_UNKNOWN`; else "spells" above `SPELLED` tokens per character, the limit of a mixed
     text lying between the two; else "strips" above `MAX_LOST`; else "reads".
     """
+    room = max_seq_length - tokenizer.num_special_tokens_to_add()
+    if room < 1:
+        raise UserError(
+            f"--max_seq_length {max_seq_length}: special tokens of {tokenizer.name_or_path} take all of it, raise it"
+        )
     ids = token_ids(tokenizer, sentences)
     text = " ".join(sentences)
     words, characters = len(text.split()), len("".join(text.split()))
@@ -58,7 +64,6 @@ def audit(tokenizer, sentences: list[str], max_seq_length: int = 128) -> dict[st
         "spells": tokens / characters > limit,
         "strips": lost_share > MAX_LOST,
     }
-    room = max_seq_length - tokenizer.num_special_tokens_to_add()
     return {
         "sentences": len(sentences),
         "unknown_share": unknown_share,
@@ -69,6 +74,11 @@ def audit(tokenizer, sentences: list[str], max_seq_length: int = 128) -> dict[st
         "vocabulary_share": len(set().union(*ids)) / len(tokenizer),
         "verdict": next((verdict for verdict, failed in failures.items() if failed), "reads"),
     }
+
+
+def beginnings(sentences: Iterable[str]) -> list[str]:
+    """The first `MOST_READ` characters of each: a corpus may hold texts of megabytes."""
+    return [sentence[:MOST_READ] for sentence in sentences]
 
 
 def folded(text: str) -> str:
@@ -117,10 +127,11 @@ def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens
     are unknown, unless `allow_unknown`.
     """
-    table = {"source": audit(tokenizer, dataset[np.linspace(0, len(dataset) - 1, 1000).astype(int)]["source"])}
+    rows = np.linspace(0, len(dataset) - 1, min(1000, len(dataset))).astype(int)
+    table = {"source": audit(tokenizer, beginnings(dataset[rows]["source"]))}
     for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
-        listed = [target for targets in dataset[rows]["targets"] for target in targets]
-        table[language] = audit(tokenizer, [t["sentence"] for t in listed if t["language"] == language])
+        listed = [target for targets in dataset[np.unique(rows)]["targets"] for target in targets]
+        table[language] = audit(tokenizer, beginnings(t["sentence"] for t in listed if t["language"] == language))
     unread = [
         f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
     ]

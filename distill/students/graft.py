@@ -97,11 +97,12 @@ def keep_layers(model, number: int) -> None:
         raise UserError(f"--num_layers {number}: the encoder has {count}")
     name, layers = layer_list(model) or (None, None)
     if layers is None:
-        raise UserError(f"--num_layers {number}: {type(model).__name__} shares one layer's weights, leave it out")
+        raise UserError(f"--num_layers {number}: {type(model).__name__} has no list of layers, leave it out")
     kept = np.linspace(0, count - 1, number).round().astype(int)
     model.set_submodule(name, nn.ModuleList(layers[i] for i in kept))
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    for name in ("layer_types", "attention_window"):  # settings that each layer has its own of
+        if of_layers := getattr(model.config, name, None):
+            setattr(model.config, name, [of_layers[i] for i in kept])
     model.config.num_hidden_layers = number
 
 

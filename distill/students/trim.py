@@ -158,7 +158,11 @@ def model_with_head(encoder: SentenceEncoder):
     architectures = encoder.transformer.config.architectures or [""]
     if not architectures[0].endswith("ForMaskedLM"):
         return encoder.transformer
-    model = AutoModelForMaskedLM.from_pretrained(encoder.transformer.name_or_path, dtype=encoder.transformer.dtype)
+    model, found = AutoModelForMaskedLM.from_pretrained(
+        encoder.transformer.name_or_path, dtype=encoder.transformer.dtype, output_loading_info=True
+    )
+    if found["missing_keys"]:  # of a head that config.json alone knows of, and transformers makes up
+        return encoder.transformer
     encoder.transformer = model.base_model
     return model
 
