@@ -34,7 +34,7 @@ def table_pairs(
     if languages is not None:
         raise UserError(f"{spec} names its languages itself: give it without {'+'.join(languages)}=")
     if {"source", "targets"} <= set(names):
-        yield _grouped_pairs(table, spec)
+        yield grouped_pairs(table, spec)
     elif nested and isinstance(table.schema[nested], pl.Struct):
         inner = table[nested].struct.unnest()
         if {"language", "translation"} <= set(inner.columns):
@@ -112,11 +112,12 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
     )
 
 
-def _grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
+def grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
     """What build_pairs.py itself writes: `source` and a list `targets` of {language, sentence}."""
-    pairs = table.select("source", "targets").explode("targets").drop_nulls("targets")
-    if not {"language", "sentence"} <= {field.name for field in getattr(pairs.schema["targets"], "fields", [])}:
+    listed = getattr(table.schema["targets"], "inner", None)
+    if not {"language", "sentence"} <= {field.name for field in getattr(listed, "fields", [])}:
         raise UserError(f"{spec} has columns source and targets, but its targets are not lists of language, sentence")
+    pairs = table.select("source", "targets").explode("targets").drop_nulls("targets")
     return pairs.select("source", pl.col("targets").struct.unnest()).select("source", "language", target="sentence")
 
 

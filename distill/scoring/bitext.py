@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.command import UserError
-from distill.folders import read_json
 from distill.languages import required_tag
-from distill.pairs.pairs_folder import load_pairs
+from distill.pairs.pairs_folder import load_pairs, read_object
 from distill.text_files import read_aligned_lines
 
 BLOCK = 4096  # sentences of either side whose similarities are in memory at a time: 64 MB of fp32
@@ -64,7 +63,7 @@ def _pairs_folder(spec: str) -> tuple[dict[tuple[str, str], tuple[list[str], lis
     split = split or ("test" if "test" in pairs else "dev")
     if split not in pairs:
         raise UserError(f"{path} has no split {split!r}: it has {', '.join(pairs)}")
-    source_language = read_json(Path(path) / "args.json", {}).get("source_language", "en")
+    source_language = read_object(Path(path) / "args.json").get("source_language", "en")
     found = {}
     for source, targets in zip(pairs[split]["source"], pairs[split]["targets"], strict=True):
         for target in targets:

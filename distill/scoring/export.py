@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import read_json, write_json
+from distill.folders import write_json
+from distill.pairs.pairs_folder import read_object
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
@@ -82,7 +83,7 @@ def public_settings(settings: dict) -> dict:
 
 def training_args(path: str) -> dict | None:
     """What train_distill.py was given for the student that lies at `path`; None for any other model."""
-    given = read_json(Path(path) / "args.json", {})
+    given = read_object(Path(path) / "args.json")
     return given if {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given) else None
 
 
@@ -113,9 +114,9 @@ def training_of(path: str) -> dict | None:
     given = training_args(path)
     if given is None:
         return None
-    report = read_json(Path(given["pairs_dir"]) / "report.json", {})
+    report = read_object(Path(given["pairs_dir"]) / "report.json")
     pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
-    source = read_json(Path(given["pairs_dir"]) / "args.json", {}).get("source_language", "en")
+    source = read_object(Path(given["pairs_dir"]) / "args.json").get("source_language", "en")
     return {
         "teacher": public(given["teacher_model_name_or_path"]),
         "student": public(given["student_model_name_or_path"]),
