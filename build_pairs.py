@@ -84,6 +84,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--source_column and --target_column go together: give both")
     if args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    if "all" in args.target_languages and len(args.target_languages) > 1:
+        raise UserError("--target_languages all stands alone: leave the others out, or name all that are wanted")
     check_output(args.output_dir, args)
     made = {corpus: made_with(corpus) for corpus in args.corpus}
     for corpus, options in made.items():
@@ -197,17 +199,18 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
     if args.export_tsv:
         writers.append(TsvFolder(folder / "tsv", args.source_language))
     room = defaultdict(lambda: args.max_sentences_per_language)
-    for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
-        limits = {language: room[language] for language in part["language"].unique()}
-        part = account.dropped(select(part, args.skip, args.max_translations, limits))
-        part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
-        for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
-            account.counts[corpus, language, "kept"] += number
-            sizes[split][language] += number
-            room[language] -= number
-        for name in sizes:
-            for writer in writers:
-                writer.write(name, part.filter(split=name))
+    with tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True) as parts:
+        for part in parts:
+            limits = {language: room[language] for language in part["language"].unique()}
+            part = account.dropped(select(part, args.skip, args.max_translations, limits))
+            part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+            for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
+                account.counts[corpus, language, "kept"] += number
+                sizes[split][language] += number
+                room[language] -= number
+            for name in sizes:
+                for writer in writers:
+                    writer.write(name, part.filter(split=name))
     for writer in writers:
         writer.close()
     rows = pairs_folder.rows

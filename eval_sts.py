@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
-    what.add_argument("--bootstrap_samples", type=at_least(1), default=1000, help="resamples for intervals and tests")
+    what.add_argument("--bootstrap_samples", type=at_least(1, 100_000), default=1000, help="for intervals and tests")
     what.add_argument("--seed", type=at_least(0), default=42, help="of the resamples")
     what.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 4096, GPU 16384)")
     out = parser.add_argument_group("output")

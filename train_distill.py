@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
-from distill.command import Parser, Stopped, UserError, at_least, not_negative, positive, run, share
+from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
 from distill.encoder.packing import out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
@@ -90,9 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
-    training.add_argument("--language_temperature", type=positive, default=1.0, help="above 1 evens out the languages")
+    training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
-    training.add_argument("--num_train_epochs", type=positive, default=1, help="passes over the pairs")
+    training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")
     training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")

@@ -1,5 +1,6 @@
 """What every command does with mistakes: one line, exit code 2, on any terminal."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -45,6 +46,51 @@ def test_a_terminal_that_is_not_utf8(tmp_path):
     call += ["--dev_fraction", "0", "--output_dir", tmp_path / "pairs"]
     done = subprocess.run(call, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=100)
     assert done.returncode == 0 and rb"\xe8-en-it.tsv" in done.stdout, done.stderr
+
+
+def build_two_pairs(tmp_path, redirected: str) -> subprocess.CompletedProcess:
+    """Run build_pairs.py in a shell, its streams `redirected`."""
+    (tmp_path / "a-en-it.tsv").write_text("A dog.\tUn cane.\n" * 2, encoding="utf-8")
+    call = f"{sys.executable} {ROOT}/build_pairs.py --corpus a-en-it.tsv --target_languages it --dev_fraction 0"
+    command = f"{call} --output_dir pairs {redirected}"
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+
+def test_a_reader_that_has_gone(tmp_path):
+    """bash's PIPESTATUS tells the first command's exit code."""
+    done = build_two_pairs(tmp_path, "| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (128 + 13, "build_pairs.py: stopped by SIGPIPE\n")
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, redirected):
+    done = build_two_pairs(tmp_path, redirected)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "pairs/report.json").is_file()
+
+
+@pytest.mark.parametrize("option", ["--exclude", "--shard", "--source_language"])
+def test_an_empty_name_is_refused(capsys, option):
+    with pytest.raises(SystemExit) as end:
+        build_pairs.build_parser().parse_args([option, ""])
+    assert end.value.code == 2 and f"argument {option}: it names nothing" in capsys.readouterr().err
+
+
+def test_an_error_stands_on_a_line_of_its_own(capsys, monkeypatch, tmp_path):
+    """A bar that is left open would have it at its end."""
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    (tmp_path / "a-en-it.tsv").write_text("A dog.\tUn cane.\n" * 2, encoding="utf-8")
+    options = f"--corpus {tmp_path}/a-en-it.tsv --target_languages it --output_dir {tmp_path}/pairs"
+    monkeypatch.setattr(build_pairs.ArrowFolder, "write", full_disk)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        run(build_pairs.main, build_pairs.build_parser().parse_args(options.split()))
+    *bars, error = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert "writing: " in bars[-1] and "pairs cannot be written (No space left on device)" in error
+    assert "writing: " not in error
 
 
 def test_an_unknown_option_takes_one_line(capsys):
