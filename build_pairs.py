@@ -199,18 +199,17 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
     if args.export_tsv:
         writers.append(TsvFolder(folder / "tsv", args.source_language))
     room = defaultdict(lambda: args.max_sentences_per_language)
-    with tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True) as parts:
-        for part in parts:
-            limits = {language: room[language] for language in part["language"].unique()}
-            part = account.dropped(select(part, args.skip, args.max_translations, limits))
-            part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
-            for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
-                account.counts[corpus, language, "kept"] += number
-                sizes[split][language] += number
-                room[language] -= number
-            for name in sizes:
-                for writer in writers:
-                    writer.write(name, part.filter(split=name))
+    for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
+        limits = {language: room[language] for language in part["language"].unique()}
+        part = account.dropped(select(part, args.skip, args.max_translations, limits))
+        part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+        for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
+            account.counts[corpus, language, "kept"] += number
+            sizes[split][language] += number
+            room[language] -= number
+        for name in sizes:
+            for writer in writers:
+                writer.write(name, part.filter(split=name))
     for writer in writers:
         writer.close()
     rows = pairs_folder.rows

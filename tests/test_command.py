@@ -1,6 +1,5 @@
 """What every command does with mistakes: one line, exit code 2, on any terminal."""
 
-import errno
 import os
 import subprocess
 import sys
@@ -74,23 +73,6 @@ def test_an_empty_name_is_refused(capsys, option):
     with pytest.raises(SystemExit) as end:
         build_pairs.build_parser().parse_args([option, ""])
     assert end.value.code == 2 and f"argument {option}: it names nothing" in capsys.readouterr().err
-
-
-def test_an_error_stands_on_a_line_of_its_own(capsys, monkeypatch, tmp_path):
-    """A bar that is left open would have it at its end."""
-
-    def full_disk(*_):
-        raise OSError(errno.ENOSPC, "no room")
-
-    (tmp_path / "a-en-it.tsv").write_text("A dog.\tUn cane.\n" * 2, encoding="utf-8")
-    options = f"--corpus {tmp_path}/a-en-it.tsv --target_languages it --output_dir {tmp_path}/pairs"
-    monkeypatch.setattr(build_pairs.ArrowFolder, "write", full_disk)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with pytest.raises(SystemExit):
-        run(build_pairs.main, build_pairs.build_parser().parse_args(options.split()))
-    *bars, error = capsys.readouterr().err.removesuffix("\n").split("\n")
-    assert "writing: " in bars[-1] and "pairs cannot be written (No space left on device)" in error
-    assert "writing: " not in error
 
 
 def test_an_unknown_option_takes_one_line(capsys):
