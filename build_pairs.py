@@ -96,8 +96,8 @@ def check(args: argparse.Namespace) -> None:
     sharded = {corpus: options for corpus, options in made.items() if options.get("shard")}
     for corpus, options in sharded.items():
         for name in sorted(vars(args).keys() - NOT_OF_THE_WHOLE):
-            if options[name] != getattr(args, name):
-                had = f"{corpus} was made with --{name} {options[name]}"
+            if options.get(name) != getattr(args, name):
+                had = f"{corpus} was made with --{name} {options.get(name)}"
                 raise UserError(
                     f"{had}, not {getattr(args, name)}: make all shards and their merge with the same options"
                 )
@@ -120,7 +120,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 # Options in which a merge may differ from its shards.
-NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line"}
+NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line", "called_from"}
 
 
 def made_with(corpus: str) -> dict:

@@ -22,7 +22,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A script's options, described by the first line of its docstring.
 
-    What it parses also says the command line, `command_line`: `launcher`, the script's name, and the words given.
+    What it parses also says the command line, `command_line`: `launcher`, the script's name, and the words given; and
+    `called_from`, the folder that relative paths among them begin in.
     """
 
     def __init__(self, docstring: str = "", launcher: str = "python", script: str = "", **settings):
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else args
         parsed = super().parse_args(words, namespace)
         parsed.command_line = f"{self.launched} {shlex.join(words)}"
+        parsed.called_from = os.getcwd()
         return parsed
 
     def error(self, message: str):
