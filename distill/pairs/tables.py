@@ -122,7 +122,10 @@ def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
         text = decode(path, number, block)
         if number == 1 and text.lstrip().startswith("["):
             raise UserError(f"{path} is one JSON array: write one object a line, as in 'jq -c .[]'")
-        if LONE_SURROGATE.search(text) and (fault := _json_fault(path, number, text)):
+        # Arrow's reader dies of a null before the first object.
+        if (text.lstrip().startswith("null") or LONE_SURROGATE.search(text)) and (
+            fault := _json_fault(path, number, text)
+        ):
             raise UserError(fault)
         if not text.strip():
             continue
