@@ -80,7 +80,7 @@ def at_least(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
 def not_empty(text: str) -> str:
     """The type of an option that names something, as a folder: a shell's unset variable names nothing."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("it names nothing: give a name, or leave the option out")
+        raise argparse.ArgumentTypeError("it is empty: fill it in, or leave the option out")
     return text
 
 

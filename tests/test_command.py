@@ -72,7 +72,7 @@ def test_closed_streams(tmp_path, redirected):
 def test_an_empty_name_is_refused(capsys, option):
     with pytest.raises(SystemExit) as end:
         build_pairs.build_parser().parse_args([option, ""])
-    assert end.value.code == 2 and f"argument {option}: it names nothing" in capsys.readouterr().err
+    assert end.value.code == 2 and f"argument {option}: it is empty" in capsys.readouterr().err
 
 
 def test_an_unknown_option_takes_one_line(capsys):
