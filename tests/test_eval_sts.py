@@ -506,3 +506,8 @@ def test_model_names():
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])
+
+
+def test_scores_need_no_home_that_can_be_written(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/proc/nowhere")
+    assert evaluate(tmp_path, "--model_name_or_path", model, "--sts", STS)["models"][0]["sts"]["en"]["n"] > 0
