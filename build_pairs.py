@@ -84,6 +84,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--source_column and --target_column go together: give both")
     if args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    if "all" in args.target_languages and len(args.target_languages) > 1:
+        raise UserError("--target_languages all stands alone: leave the others out, or name all that are wanted")
     check_output(args.output_dir, args, "pairs")
     made = {corpus: made_with(corpus) for corpus in args.corpus}
     for corpus, options in made.items():
@@ -94,8 +96,8 @@ def check(args: argparse.Namespace) -> None:
     sharded = {corpus: options for corpus, options in made.items() if options.get("shard")}
     for corpus, options in sharded.items():
         for name in sorted(vars(args).keys() - NOT_OF_THE_WHOLE):
-            if options[name] != getattr(args, name):
-                had = f"{corpus} was made with --{name} {options[name]}"
+            if options.get(name) != getattr(args, name):
+                had = f"{corpus} was made with --{name} {options.get(name)}"
                 raise UserError(
                     f"{had}, not {getattr(args, name)}: make all shards and their merge with the same options"
                 )
@@ -118,7 +120,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 # Options in which a merge may differ from its shards.
-NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line"}
+NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line", "called_from"}
 
 
 def made_with(corpus: str) -> dict:

@@ -53,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("trim", parents=[corpora], help=trim_student.__doc__)
     command.add_argument("--model_name_or_path", required=True, help="student to trim, folder or hub id")
     command.add_argument("--coverage", type=part, default=1.0, help="share of each language's text to keep tokens for")
-    command.add_argument("--vocab_size", type=at_least(1), help="most tokens to keep, the most frequent")
+    command.add_argument("--vocab_size", type=at_least(1, 10**7), help="most tokens to keep, the most frequent")
     command = commands.add_parser("graft", help=graft_student.__doc__)
     command.add_argument("--encoder_model_name_or_path", required=True, help="model whose encoder the student gets")
     command.add_argument("--pairs_dir", help="folder of build_pairs.py, to train the tokenizer on and align its tokens")
     command.add_argument("--tokenizer_name_or_path", help="multilingual tokenizer to use (if not given: train one)")
-    command.add_argument("--vocab_size", type=at_least(1), default=24_000, help="most tokens of a tokenizer to train")
+    command.add_argument("--vocab_size", type=at_least(1, 10**7), default=24_000, help="most tokens to train")
     command.add_argument("--start", choices=["alignment", "pieces"], default="alignment", help="of new embeddings")
     command.add_argument("--num_layers", type=at_least(1), help="layers to keep, evenly spaced (if not given: all)")
     command.add_argument("--max_position_embeddings", type=at_least(1), help="longest input (if not given: as is)")
@@ -139,8 +139,6 @@ def graft_student(args: argparse.Namespace) -> None:
             "there is no tokenizer to graft onto: add --pairs_dir to train one, or --tokenizer_name_or_path"
         )
     train = load_pairs(args.pairs_dir)["train"] if args.pairs_dir else None
-    if train is not None and len(train) == 0:
-        raise UserError(f"{args.pairs_dir} holds no pair: build it anew")
     aligned = train is not None and args.start == "alignment"
     pairs = pairs_by_language(train, MOST_ALIGNED) if aligned else {}
     encoder = SentenceEncoder.from_pretrained(args.encoder_model_name_or_path)

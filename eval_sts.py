@@ -10,7 +10,6 @@
 """
 
 import argparse
-import math
 import os
 import re
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from accelerate import Accelerator
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
-from distill.command import Parser, UserError, at_least, run, wrapped
+from distill.command import Parser, UserError, at_least, between, run, wrapped
 from distill.encoder.model_folder import find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
@@ -41,12 +40,13 @@ from distill.scoring.export import (
     training_notes,
     training_of,
 )
-from distill.scoring.metrics import cosine, similarities, sts_resamples, sts_scores, unit
+from distill.scoring.metrics import cosine, defined, similarities, sts_resamples, sts_scores, unit
 from distill.scoring.report import draw_scores, print_scores, size_notes, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+grade = between(-1e6, 1e6)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,12 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("models and data")
     what.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
     what.add_argument("--sts", nargs="+", default=[], metavar="[NAME=]SPEC", help="STS tables: 'stsb-{en,it}-test.csv'")
-    what.add_argument("--score_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="if not given: 0 to 1, or 5")
+    what.add_argument("--score_range", nargs=2, type=grade, metavar=("LOW", "HIGH"), help="if not given: 0 to 1, or 5")
     what.add_argument("--bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="'tatoeba.{en,it}', pairs folders")
     what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
-    what.add_argument("--bootstrap_samples", type=at_least(1), default=1000, help="resamples for intervals and tests")
+    what.add_argument("--bootstrap_samples", type=at_least(1, 100_000), default=1000, help="for intervals and tests")
     what.add_argument("--seed", type=at_least(0), default=42, help="of the resamples")
     what.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 4096, GPU 16384)")
     out = parser.add_argument_group("output")
@@ -121,7 +121,7 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     if not (args.sts or args.bitext):
         raise UserError("nothing to score on: give --sts, --bitext or both")
     low, high = args.score_range or (0, 1)
-    if not -math.inf < low < high < math.inf:
+    if not low < high:
         raise UserError("--score_range takes the lowest score, then the highest, as in --score_range 0 5")
     for given, option, about, needed in (
         (args.score_range, "--score_range", args.sts, "--sts"),
@@ -217,21 +217,16 @@ def compare(new: Scores, old: Scores) -> dict:
     }
 
 
-def defined(content):
-    """The same with None for nan, which JSON lacks."""
-    if isinstance(content, dict):
-        return {name: defined(value) for name, value in content.items()}
-    return None if isinstance(content, float) and np.isnan(content) else content
-
-
 def embed(
     encoder: SentenceEncoder, name: str, sentences: list[str], accelerator: Accelerator, max_tokens: int | None
 ) -> dict[str, np.ndarray]:
-    """The vector of every distinct sentence; UserError where the model gives some that are not finite."""
+    """The vector of every distinct sentence; UserError where the model gives some of no finite length."""
     max_tokens = max_tokens or (4096 if accelerator.device.type == "cpu" else 16384)
     with accelerator.autocast():
         vector = encode_on_all_ranks(encoder, sentences, accelerator, name, max_tokens)
-    if not all(np.isfinite(one).all() for one in vector.values()):
+    with np.errstate(over="ignore"):
+        finite = all(np.isfinite(one @ one) for one in vector.values())
+    if not finite:
         raise UserError(f"{name} gives vectors that are not finite: its weights, or this precision, are at fault")
     return vector
 

@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
-from distill.command import Parser, Stopped, UserError, at_least, not_negative, positive, run, share
+from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.folders import check_output, claimed, replaced_folder, write_json, writing
@@ -91,9 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
-    training.add_argument("--language_temperature", type=positive, default=1.0, help="above 1 evens out the languages")
+    training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
-    training.add_argument("--num_train_epochs", type=positive, default=1, help="passes over the pairs")
+    training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")
     training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
     training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")
@@ -261,12 +261,13 @@ def save_student(student: SentenceEncoder, accelerator: Accelerator, args: argpa
 
 def main(args: argparse.Namespace) -> None:
     accelerator = start(args)
-    with ExitStack() as claims:  # of two runs in one folder the second is refused
-        on_first_rank(partial(claims.enter_context, claimed(args.output_dir)), accelerator)
-        train(args, accelerator)
+    with ExitStack() as ends:  # what ends with the run
+        # Of two runs in one folder the second is refused
+        on_first_rank(partial(ends.enter_context, claimed(args.output_dir)), accelerator)
+        train(args, accelerator, ends)
 
 
-def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -> None:
     # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
@@ -323,7 +324,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
-    bar = progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator)
+    bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tell = accelerator.on_main_process(bar.write)
     tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
     rank_steps = RankSteps(steps, labels["train"], student, max_tokens, accelerator)

@@ -174,7 +174,8 @@ def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
     return clock
 
 
-EMPTY = {"mean_accuracy": 0.0, "mean_similarity": 0.0, "spearman_cosine": 0.0, "sts": {"en": 0, "it": 0, "en-it": 0}}
+NONE = {"en": 0, "it": 0, "en-it": 0}
+EMPTY = {"bitext": {}, "mean_accuracy": 0.0, "mean_similarity": 0.0, "spearman_cosine": 0.0, "sts": NONE}
 
 
 def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:

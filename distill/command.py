@@ -22,18 +22,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A script's options, described by the first line of its docstring.
 
-    What it parses also says the command line, `command_line`: `launcher`, the script's name, and the words given.
+    What it parses also says the command line, `command_line`: `launcher`, the script's name, and the words given; and
+    `called_from`, the folder that relative paths among them begin in.
     """
 
     def __init__(self, docstring: str = "", launcher: str = "python", script: str = "", **settings):
         settings = {"description": docstring.partition("\n")[0], "formatter_class": _Help} | settings
         super().__init__(**settings)
+        self.register("type", None, not_empty)  # of options that name no other type
         self.launched = f"{launcher} {Path(script).name}"
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
         parsed = super().parse_args(words, namespace)
         parsed.command_line = f"{self.launched} {shlex.join(words)}"
+        parsed.called_from = os.getcwd()
         return parsed
 
     def error(self, message: str):
@@ -61,15 +64,24 @@ def between(lowest: float, highest: float = math.inf, above: bool = False) -> Ca
     return number
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """The type of an option that is a number from `lowest` on."""
+def at_least(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `lowest` on; what is above `highest` is surely a slip."""
 
     def number(text: str) -> int:
         if int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text} is not {lowest} or more")
+        if int(text) > highest:
+            raise argparse.ArgumentTypeError(f"{text} is more than {highest}")
         return int(text)
 
     return number
+
+
+def not_empty(text: str) -> str:
+    """The type of an option that names something, as a folder: a shell's unset variable names nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: fill it in, or leave the option out")
+    return text
 
 
 class UserError(Exception):
@@ -102,8 +114,20 @@ def run(main: Callable, args) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # else `main` listens itself
             signal.signal(number, _stop)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        # A terminal that is not UTF-8 shows what it can; a line that cannot be written fails at once
+        getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
+    try:
+        _run(main, args)
+    except BrokenPipeError:  # nobody reads on, as of `| head -1`; what is left to write would fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop(signal.SIGPIPE, None)
+
+
+def _run(main: Callable, args) -> None:
+    """Run `main(args)` and say a mistake or a stop in one line."""
     try:
         try:
             main(args)

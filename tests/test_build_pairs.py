@@ -281,6 +281,8 @@ def test_absent_language_names_those_there(tmp_path):
     path = write(tmp_path / "ted.jsonl", *(json.dumps(row) for row in TED))
     with pytest.raises(UserError, match="no corpus holds ja: the target languages there are de it"):
         build(tmp_path, path, languages=("it", "ja"))
+    with pytest.raises(UserError, match="--target_languages all stands alone"):
+        build(tmp_path, path, languages=("all", "de"))
 
 
 @pytest.mark.parametrize(

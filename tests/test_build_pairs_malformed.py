@@ -52,6 +52,36 @@ def zst(content: bytes) -> bytes:
 
 # name of the case: files to write, corpus, what the sentence says ({x} stands for the corpus's path)
 REFUSED = {
+    "a null before the first object": (
+        {"a.jsonl": b'null\n{"source": "a"}\n'},
+        "a.jsonl",
+        "a.jsonl, line 1 is no JSON object",
+    ),
+    "TED without lists": (
+        {"a.jsonl": jsonl({"translations": {"language": "en", "translation": "A dog."}})},
+        "a.jsonl",
+        "but they are no lists",
+    ),
+    "TED of numbers": (
+        {"a.jsonl": jsonl({"translations": {"language": ["en"], "translation": [5]}})},
+        "a.jsonl",
+        "the column 'translation' holds Int64, not sentences",
+    ),
+    "sources that are numbers": (
+        {"a.jsonl": jsonl({"source": 5, "targets": [{"language": "it", "sentence": "Un cane."}]})},
+        "a.jsonl",
+        "the column 'source' holds Int64, not sentences",
+    ),
+    "translations that are numbers": (
+        {"a.jsonl": jsonl({"source": "A dog.", "targets": [{"language": "it", "sentence": 5}]})},
+        "a.jsonl",
+        "the column 'sentence' holds Int64, not sentences",
+    ),
+    "translations that are all missing": (
+        {"a.jsonl": jsonl({"source": "A dog.", "targets": [{"language": "it", "sentence": None}]})},
+        "a.jsonl",
+        "no pair is left: 1 read, dropped missing 1",
+    ),
     "missing file": ({}, "a-en-it.tsv", "a-en-it.tsv does not exist"),
     "unknown suffix": ({"a.zip": b"PK"}, "a.zip", "a.zip has a name that says no format"),
     "unquoted braces": ({"train.en": b"A dog.\n"}, "train.en", "quoted braces"),

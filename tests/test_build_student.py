@@ -318,7 +318,7 @@ def test_pairs_without_a_pair_are_named(pairs, teacher, tmp_path, capsys):
     splits.save_to_disk(tmp_path / "empty", num_shards=dict.fromkeys(splits, 1))
     with pytest.raises(SystemExit):
         graft(teacher, pairs, tmp_path / "student", "--pairs_dir", str(tmp_path / "empty"))
-    assert "empty holds no pair: build it anew" in capsys.readouterr().err
+    assert "empty holds no pair in its split train: build it anew" in capsys.readouterr().err
 
 
 def test_a_model_with_a_list_of_each_part_of_its_layers_leaves_none_out(pairs, tmp_path, capsys):

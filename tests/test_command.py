@@ -47,6 +47,34 @@ def test_a_terminal_that_is_not_utf8(tmp_path):
     assert done.returncode == 0 and rb"\xe8-en-it.tsv" in done.stdout, done.stderr
 
 
+def build_two_pairs(tmp_path, redirected: str) -> subprocess.CompletedProcess:
+    """Run build_pairs.py in a shell, its streams `redirected`."""
+    (tmp_path / "a-en-it.tsv").write_text("A dog.\tUn cane.\n" * 2, encoding="utf-8")
+    call = f"{sys.executable} {ROOT}/build_pairs.py --corpus a-en-it.tsv --target_languages it --dev_fraction 0"
+    command = f"{call} --output_dir pairs {redirected}"
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+
+def test_a_reader_that_has_gone(tmp_path):
+    """bash's PIPESTATUS tells the first command's exit code."""
+    done = build_two_pairs(tmp_path, "| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (128 + 13, "build_pairs.py: stopped by SIGPIPE\n")
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, redirected):
+    done = build_two_pairs(tmp_path, redirected)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "pairs/report.json").is_file()
+
+
+@pytest.mark.parametrize("option", ["--exclude", "--shard", "--source_language"])
+def test_an_empty_name_is_refused(capsys, option):
+    with pytest.raises(SystemExit) as end:
+        build_pairs.build_parser().parse_args([option, ""])
+    assert end.value.code == 2 and f"argument {option}: it is empty" in capsys.readouterr().err
+
+
 def test_an_unknown_option_takes_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         build_pairs.build_parser().parse_args(["--corpse", "x"])

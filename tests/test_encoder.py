@@ -394,8 +394,8 @@ FIRST, POOLING, DENSE, NORMALIZE = MODULES
     [
         ("config.json", {"num_hidden_layers": 1}, "model has 16 weights more than by its config.json, such as encoder"),
         ("config.json", {"hidden_size": 64}, r"LayerNorm.bias is of shape \(32,\), by its config.json of \(64,\)"),
-        XX,
-        XX,
+        ("modules.json", {}, "modules.json holds no JSON list: mend or remove it"),
+        ("modules.json", [], "modules.json lists nothing, which is not supported"),
         ("modules.json", ["Transformer"], "modules.json is no list of modules, each with its type and path"),
         ("modules.json", [{"path": ""}], "modules.json is no list of modules, each with its type and path"),
         ("modules.json", [FIRST], "lists Transformer, which"),

@@ -349,6 +349,23 @@ def test_a_model_that_fails_does_not_spoil_the_others(tmp_path, model, capsys):
     assert (tmp_path / "export/model.safetensors").is_file()
 
 
+def test_a_model_whose_products_overflow_is_refused(tmp_path):
+    """Finite vectors of 1e25, of which no cosine can be computed in fp32."""
+    linear = torch.nn.Linear(32, 32)
+    torch.nn.init.constant_(linear.bias, 1e25)
+    dense = torch.nn.Sequential(torch.nn.Sequential(linear, torch.nn.Identity()))
+    huge = saved(tiny_encoder(dense=dense), tmp_path / "huge")
+    with pytest.raises(UserError, match="huge gives vectors that are not finite"):
+        evaluate(tmp_path, "--model_name_or_path", huge, "--sts", STS)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e308", "-1e308"])
+def test_a_grade_out_of_range_is_refused(capsys, value):
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args(["--score_range", "0", value])
+    assert end.value.code == 2 and "--score_range" in capsys.readouterr().err
+
+
 def test_vectors_that_are_all_alike_have_no_correlation(tmp_path):
     constant = tiny_encoder()
     for parameter in constant.parameters():
@@ -406,7 +423,7 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"margin": True}, "--margin does nothing without --bitext"),
         ({"export_dtype": "fp16", "export_dir": None}, "--export_dtype does nothing without --export_dir"),
         ({"sentences": ["I love plants"]}, "--sentences compares the first with the others: give two or more"),
-        ({"score_range": [0.0, math.inf]}, "--score_range takes the lowest score, then the highest"),
+        ({"score_range": [1.0, 1.0]}, "--score_range takes the lowest score, then the highest"),
         ({"model_name_or_path": ["a="]}, "--model_name_or_path 'a=' names no model"),
         ({"output_dir": "{tmp}/full"}, "full holds thesis.txt, which no script wrote"),
         ({"output_dir": "{tmp}/text.en/scores"}, "text.en/scores cannot be written (Not a directory)"),
@@ -491,3 +508,8 @@ def test_model_names():
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])
+
+
+def test_scores_need_no_home_that_can_be_written(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/proc/nowhere")
+    assert evaluate(tmp_path, "--model_name_or_path", model, "--sts", STS)["models"][0]["sts"]["en"]["n"] > 0

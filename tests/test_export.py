@@ -19,7 +19,7 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring import export
 from distill.scoring.bitext import Bitext
-from distill.scoring.export import public, set_title, training_notes
+from distill.scoring.export import public, set_title, training_notes, training_of
 from distill.scoring.sts import StsSet
 from eval_sts import build_parser, main
 
@@ -85,7 +85,7 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     words = shlex.split(written)
     assert words[:3] == ["accelerate", "launch", "train_distill.py"]
     written = vars(train_distill.build_parser().parse_args(words[3:]))
-    del written["command_line"]
+    del written["command_line"], written["called_from"]
     given = {name: Path(value).name if isinstance(value, str) else value for name, value in vars(args).items()}
     assert written == {name: given[name] for name in written} and len(words) < 20, "defaults are left out"
 
@@ -113,12 +113,46 @@ def test_what_a_student_was_trained_or_chosen_on(tmp_path, monkeypatch, change, 
         del given["teacher_model_name_or_path"]
     given["pairs_dir"] = given["pairs_dir"].replace("a/", f"{tmp_path}/")
     (tmp_path / "args.json").write_text(json.dumps(given))
+    for language in ("en", "it"):
+        (tmp_path / f"sts-{language}.csv").touch()
     sets = [StsSet("en", ("en", "en"), [], [], np.array([]), f"{tmp_path}/sts-{{en,it}}.csv")]
     bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in ("pairs:dev", "pairs:train", "pairs:test")]
     notes = training_notes("m", ".", sets, bitexts)
     assert len(notes) == len(expected)
     for note, part in zip(notes, expected, strict=True):
         assert note.startswith(f"m was {part}")
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, ["chosen on sts-{en,it}.csv", "trained on pairs:train"]),
+        ({"called_from": "moved"}, ["made with sts-{en,it}.csv, not found", "made with pairs, not found"]),
+        ({"called_from": "moved", "sts_dev": "a/b:{en,it}:dev"}, ["made with pairs, not found"]),
+        ({"sts_dev": "a/b:{en,it}:test"}, ["chosen on a/b:{en,it}:test", "trained on pairs:train"]),
+    ],
+)
+def test_relative_paths_of_a_run_begin_where_it_was_called(tmp_path, monkeypatch, change, expected):
+    """The evaluation is called from another folder, where the same names are other files."""
+    for folder in ("there", "here"):
+        (tmp_path / folder / "pairs").mkdir(parents=True)
+        for language in ("en", "it"):
+            (tmp_path / folder / f"sts-{language}.csv").touch()
+    given = {"teacher_model_name_or_path": "t", "pairs_dir": "pairs", "command_line": "c", "sts_dev": "sts-{en,it}.csv"}
+    given |= {"student_model_name_or_path": "s", "called_from": "there"} | change
+    report = {"splits": {"train": {"pairs": {"it": 7}}}, "corpora": []}
+    (tmp_path / "there/pairs/report.json").write_text(json.dumps(report))
+    (tmp_path / "args.json").write_text(json.dumps(given | {"called_from": f"{tmp_path}/{given['called_from']}"}))
+    monkeypatch.chdir(tmp_path / "here")
+    specs = ("../there/sts-{en,it}.csv", "sts-{en,it}.csv", "a/b:{en,it}:test")
+    sets = [StsSet("en", ("en", "en"), [], [], np.array([]), spec) for spec in specs]
+    specs = ("../there/pairs:train", "pairs:train")
+    bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in specs]
+    notes = training_notes("m", "..", sets, bitexts)
+    assert len(notes) == len(expected)
+    for note, part in zip(notes, expected, strict=True):
+        assert note.startswith(f"m was {part}")
+    assert training_of("..")["pairs"] == ({} if "called_from" in change else {"it": 7})
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,27 @@ def test_a_number_out_of_range_is_refused(capsys, command, option, lowest):
 
 
 @pytest.mark.parametrize(
+    "command, option, highest",
+    [
+        ("build_pairs", "--seed", 2**31 - 1),
+        ("train_distill", "--seed", 2**31 - 1),
+        ("train_distill", "--batch_size", 2**31 - 1),
+        ("eval_sts", "--bootstrap_samples", 100_000),
+        ("build_student graft", "--vocab_size", 10**7),
+    ],
+)
+def test_a_number_too_large_is_refused(capsys, command, option, highest):
+    name, *command = command.split()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).build_parser().parse_args([*command, option, str(highest + 1)])
+    assert end.value.code == 2
+    assert f"{option}: {highest + 1} is more than {highest}; --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "option, value",
     [
+        *(("--language_temperature", "1e-300"), ("--num_train_epochs", "1e308")),
         *(("--learning_rate", value) for value in ("-1", "0", "nan", "inf")),
         *(("--adam_epsilon", "-1"), ("--dropout", "2"), ("--language_temperature", "0"), ("--warmup_ratio", "2")),
         *(("--weight_decay", "-1"), ("--max_grad_norm", "-1"), ("--num_train_epochs", "0")),

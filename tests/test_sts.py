@@ -206,3 +206,19 @@ def test_a_quote_left_open_swallows_no_rows(tmp_path):
     write(tmp_path / "sts-en.csv", '"a,b,1\nc,d,2\n"e",f,3\ng,h,4\n')
     with pytest.raises(UserError, match=r"sts-en.csv, line 1 begins a row with unsound quotes"):
         read_sts(f"{tmp_path}/sts-{{en}}.csv")
+
+
+@pytest.mark.parametrize(
+    "name, value, held",
+    [
+        ("sentence1", ["a"], "List(String), not text"),
+        ("sentence2", {"x": "a"}, "not text"),
+        ("score", [1], "not numbers"),
+    ],
+)
+def test_columns_of_another_kind(tmp_path, name, value, held):
+    row = {"sentence1": "a", "sentence2": "b", "score": 1}
+    write(tmp_path / "sts-en.jsonl", json.dumps(row | {name: value}) + "\n")
+    with pytest.raises(UserError) as error:
+        read_sts(f"{tmp_path}/sts-{{en}}.jsonl")
+    assert f"sts-en.jsonl: the column {name} holds " in str(error.value) and held in str(error.value)

@@ -16,6 +16,8 @@ import xxhash
 from distill.command import UserError
 from distill.folders import read_json
 from distill.pairs.hash_order import starts_run
+from distill.pairs.schemas import grouped_pairs
+from distill.pairs.tables import saved_dataset
 from distill.text_files import expand_languages, text_lines
 
 GROUPED = pa.schema(
@@ -26,14 +28,15 @@ BATCH = 10_000  # rows of an Arrow record batch on disk
 
 
 def load_pairs(path: str) -> datasets.DatasetDict:
-    """The folder that build_pairs.py wrote: splits with the columns `source` and `targets`."""
-    try:
-        pairs = datasets.load_from_disk(path)
-        if {"source", "targets"} <= set(pairs["train"].column_names):
-            return pairs
-    except (FileNotFoundError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} is no folder of build_pairs.py (train with the columns source and targets)")
+    """The folder that build_pairs.py wrote: splits, none empty, with the columns `source` and `targets`."""
+    pairs = saved_dataset(path) if (Path(path) / "dataset_dict.json").is_file() else {}
+    if not {"source", "targets"} <= set(pairs["train"].column_names if "train" in pairs else ()):
+        raise UserError(f"{path} is no folder of build_pairs.py (train with the columns source and targets)")
+    for name, split in pairs.items():
+        if len(split) == 0:
+            raise UserError(f"{path} holds no pair in its split {name}: build it anew from more sentences")
+        grouped_pairs(pl.DataFrame(pl.from_arrow(split.with_format("arrow")[:1])), path)
+    return pairs
 
 
 def arrow_strings(column: pl.Series) -> pa.Array:
@@ -135,10 +138,7 @@ def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator
         raise UserError("no corpus is given: add --pairs_dir or --text_files")
     if pairs_dir:
         source_language = read_json(Path(pairs_dir) / "args.json", {}).get("source_language", "source")
-        splits = load_pairs(pairs_dir)
-        if len(splits["train"]) == 0:
-            raise UserError(f"{pairs_dir} holds no pair: build it anew")
-        for split in splits.values():
+        for split in load_pairs(pairs_dir).values():
             for rows in split.iter(1000):
                 batch = {source_language: rows["source"]}
                 for target in (target for targets in rows["targets"] for target in targets):

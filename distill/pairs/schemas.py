@@ -9,6 +9,7 @@ from distill.command import UserError
 from distill.languages import covers, language_of_word, languages_of_name
 
 MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what tables write where a translation is missing
+TEXT = (pl.String, pl.Null)  # types of a column of sentences, of which all may be missing
 COLUMN_PAIRS = (("source", "target"), ("english", "non_english"))  # columns of sentences that name no language
 NUMBERS = {"id", "no"}  # headers of languages, and as often of the numbers of rows
 
@@ -34,7 +35,7 @@ def table_pairs(
     if languages is not None:
         raise UserError(f"{spec} names its languages itself: give it without {'+'.join(languages)}=")
     if {"source", "targets"} <= set(names):
-        yield _grouped_pairs(table, spec)
+        yield grouped_pairs(table, spec)
     elif nested and isinstance(table.schema[nested], pl.Struct):
         inner = table[nested].struct.unnest()
         if {"language", "translation"} <= set(inner.columns):
@@ -67,7 +68,7 @@ def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator
 
     The source is the language's own column, else that of a variant. Pairs of a column of numbers are in no language.
     """
-    tags = {name: language_of_word(name) for name, dtype in table.schema.items() if dtype in (pl.String, pl.Null)}
+    tags = {name: language_of_word(name) for name, dtype in table.schema.items() if dtype in TEXT}
     by_tag = {tag: name for name, tag in tags.items() if tag}
     twice = [name for name, tag in tags.items() if tag and by_tag[tag] != name]
     if twice:
@@ -90,6 +91,11 @@ def _with_nulls(table: pl.DataFrame) -> pl.DataFrame:
 
 def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -> pl.DataFrame:
     """TED schema: lists `language` and `translation` of equal length. A row without the source has null for it."""
+    table = table.select("language", "translation")
+    if not all(isinstance(dtype, pl.List) for dtype in table.schema.values()):
+        raise UserError(f"{spec} has translations with language and translation, but they are no lists")
+    check_text({name: dtype.inner for name, dtype in table.schema.items()}, spec)
+    table = table.cast(pl.List(pl.String))
     lengths = table.select(pl.all().list.len().fill_null(0))
     ragged = (lengths["language"] != lengths["translation"]).arg_true()
     if len(ragged):
@@ -97,7 +103,7 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
             f"{spec}, row {row + ragged[0] + 1}: {lengths['language'][ragged[0]]} languages but "
             f"{lengths['translation'][ragged[0]]} translations: mend or remove the row"
         )
-    sentences = table.select("language", "translation").with_row_index("row").explode("language", "translation")
+    sentences = table.with_row_index("row").explode("language", "translation")
     sentences = sentences.filter(pl.any_horizontal(pl.col("language", "translation").is_not_null()))
     sentences = sentences.with_columns(_standard(pl.col("language"), sentences["language"]))
     # Of a row's sentences in the source language its own comes before those of variants.
@@ -112,12 +118,22 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
     )
 
 
-def _grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
+def grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
     """What build_pairs.py itself writes: `source` and a list `targets` of {language, sentence}."""
-    pairs = table.select("source", "targets").explode("targets").drop_nulls("targets")
-    if not {"language", "sentence"} <= {field.name for field in getattr(pairs.schema["targets"], "fields", [])}:
+    listed = getattr(table.schema["targets"], "inner", None)
+    fields = {field.name: field.dtype for field in getattr(listed, "fields", [])}
+    if not {"language", "sentence"} <= fields.keys():
         raise UserError(f"{spec} has columns source and targets, but its targets are not lists of language, sentence")
-    return pairs.select("source", pl.col("targets").struct.unnest()).select("source", "language", target="sentence")
+    check_text({"source": table.schema["source"]} | {name: fields[name] for name in ("language", "sentence")}, spec)
+    pairs = table.select("source", "targets").explode("targets").drop_nulls("targets")
+    pairs = pairs.select("source", pl.col("targets").struct.unnest())
+    return pairs.select(pl.col("source", "language").cast(pl.String), target=pl.col("sentence").cast(pl.String))
+
+
+def check_text(columns: dict[str, pl.DataType], spec: str) -> None:
+    """UserError where a column that is to hold sentences or languages holds something else."""
+    if bad := [name for name, dtype in columns.items() if dtype not in TEXT]:
+        raise UserError(f"{spec}: the column {bad[0]!r} holds {columns[bad[0]]}, not sentences")
 
 
 def column_pairs(
@@ -133,8 +149,7 @@ def column_pairs(
         source, target = target, source
     if lacking := [name for name in (source, target) if name not in table.columns]:
         raise UserError(f"{spec} lacks the column {lacking[0]!r}: it has {', '.join(table.columns)}")
-    if bad := [name for name in (source, target) if table.schema[name] not in (pl.String, pl.Null)]:
-        raise UserError(f"{spec}: the column {bad[0]!r} holds {table.schema[bad[0]]}, not sentences")
+    check_text({name: table.schema[name] for name in (source, target)}, spec)
     if table.schema.get("language") == pl.String:
         language = _standard(pl.col("language"), table["language"])
     elif languages := languages or named_languages(spec, source_language):

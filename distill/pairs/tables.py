@@ -122,7 +122,10 @@ def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
         text = decode(path, number, block)
         if number == 1 and text.lstrip().startswith("["):
             raise UserError(f"{path} is one JSON array: write one object a line, as in 'jq -c .[]'")
-        if LONE_SURROGATE.search(text) and (fault := _json_fault(path, number, text)):
+        # Arrow's reader dies of a null before the first object.
+        if (text.lstrip().startswith("null") or LONE_SURROGATE.search(text)) and (
+            fault := _json_fault(path, number, text)
+        ):
             raise UserError(fault)
         if not text.strip():
             continue
@@ -166,13 +169,19 @@ def parquet_tables(path: str) -> Iterator[pl.DataFrame]:
 
 def arrow_tables(path: str) -> Iterator[pl.DataFrame]:
     """A folder of `save_to_disk`: all splits, one after the other."""
+    saved = saved_dataset(path)
     with reading(path):
-        try:
-            saved = datasets.load_from_disk(path)
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no whole Arrow folder ({error}): save it again") from None
         for split in saved.values() if isinstance(saved, dict) else [saved]:
             yield from _dataset_tables(split)
+
+
+def saved_dataset(path: str) -> datasets.Dataset | datasets.DatasetDict:
+    """A folder of `save_to_disk`; UserError where it is not whole."""
+    with reading(path):
+        try:
+            return datasets.load_from_disk(path)
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no whole Arrow folder ({error}): save it again") from None
 
 
 def hub_tables(spec: str) -> Iterator[pl.DataFrame]:

@@ -67,7 +67,7 @@ def public(spec: str) -> str:
 
 def public_settings(settings: dict) -> dict:
     """The settings of an evaluation, but for those that are about this machine alone."""
-    private = ("output_dir", "export_dir", "command_line", "sentences")
+    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences")
     kept = {name: value for name, value in settings.items() if name not in private}
     for name, value in kept.items():
         if isinstance(value, str):
@@ -87,25 +87,37 @@ def training_args(path: str) -> dict | None:
 
 
 def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
-    """What a student is scored on although it was trained or chosen on it."""
-    given, found = training_args(path), {}
+    """What a student is scored on although it was trained or chosen on it, or that nothing tells whether it is."""
+    given, found, lost = training_args(path), {}, []
     if given is None:
         return []
     chooser = given.get("metric_for_best_model") or ("spearman_cosine" if given.get("sts_dev") else "mean_accuracy")
     if chooser == "spearman_cosine":
-        dev = files_of(given["sts_dev"])
+        dev = files_of(given["sts_dev"], given.get("called_from", "."))
         found = {one.spec: "chosen" for one in sets if not dev.isdisjoint(files_of(one.spec))}
+        at_hand = found or not sets or any(isinstance(file, Path) for file in dev)
+        if not at_hand and not hub_id(re.split("[:@]", given["sts_dev"])[0]):
+            lost.append(given["sts_dev"])
     uses = {"train": "trained"} | ({"dev": "chosen"} if chooser == "mean_accuracy" else {})
     for one in bitexts:
         folder, _, split = one.spec.rpartition(":")
-        if split in uses and Path(folder).resolve() == Path(given["pairs_dir"]).resolve():
+        if split in uses and Path(folder).resolve() == pairs_dir_of(given):
             found[one.spec] = uses[split]
-    return [f"{name} was {how} on {public(spec)}: other text may score lower" for spec, how in found.items()]
+    folders = [one for one in bitexts if Path(one.spec.rpartition(":")[0]).is_dir()]
+    lost += [given["pairs_dir"]] if folders and not pairs_dir_of(given).is_dir() else []
+    notes = [f"{name} was {how} on {public(spec)}: other text may score lower" for spec, how in found.items()]
+    return notes + [f"{name} was made with {public(spec)}, not found: it may be among what is scored" for spec in lost]
 
 
-def files_of(spec: str) -> set[Path]:
-    """The files of a brace path, however it is written."""
-    return {Path(path).resolve() for path in expand_languages(spec).values()}
+def files_of(spec: str, folder: str = ".") -> set[Path | str]:
+    """The files of a brace path that begins in a folder, however it is written; of others, as a hub id's, the text."""
+    paths = {path: Path(folder, path).resolve() for path in expand_languages(spec).values()}
+    return {file if file.exists() else path for path, file in paths.items()}
+
+
+def pairs_dir_of(given: dict) -> Path:
+    """The pairs that train_distill.py was given, wherever it was called."""
+    return Path(given.get("called_from", "."), given["pairs_dir"]).resolve()
 
 
 def training_of(path: str) -> dict | None:
@@ -113,9 +125,9 @@ def training_of(path: str) -> dict | None:
     given = training_args(path)
     if given is None:
         return None
-    report = read_json(Path(given["pairs_dir"]) / "report.json", {})
+    report = read_json(pairs_dir_of(given) / "report.json", {})
     pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
-    source = read_json(Path(given["pairs_dir"]) / "args.json", {}).get("source_language", "en")
+    source = read_json(pairs_dir_of(given) / "args.json", {}).get("source_language", "en")
     return {
         "teacher": public(given["teacher_model_name_or_path"]),
         "student": public(given["student_model_name_or_path"]),
@@ -211,5 +223,7 @@ def model_card(
         if training["pairs"]:
             counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
             parts.append(f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}.")
+        else:
+            parts.append("How many sentence pairs of which languages is not known: they were not found again.")
         parts.append(training["command"])
     return "\n\n".join(parts) + "\n"

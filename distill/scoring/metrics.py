@@ -1,5 +1,7 @@
 """Scores of sentence vectors on textual similarity: how similarities correlate with gold scores."""
 
+import tempfile
+
 import datasets
 import evaluate
 import numpy as np
@@ -66,9 +68,10 @@ def similarities(sets: list[StsSet], vector: dict[str, np.ndarray]) -> list[dict
 def sts_scores(sets: list[StsSet], similar: list[dict[str, np.ndarray]]) -> dict[str, dict]:
     """Correlations of each set by its name ('en', or 'en-it' for sentence1 in English, sentence2 in Italian)."""
     scores = {}
-    for pairs, columns in zip(sets, similar, strict=True):
-        metric = SimilarityCorrelation(keep_in_memory=True)
-        scores[pairs.name] = metric.compute(references=pairs.scores, **columns) | {"n": len(pairs.scores)}
+    with tempfile.TemporaryDirectory() as folder:  # which the library wants, though it writes nothing there
+        for pairs, columns in zip(sets, similar, strict=True):
+            metric = SimilarityCorrelation(keep_in_memory=True, cache_dir=folder)
+            scores[pairs.name] = metric.compute(references=pairs.scores, **columns) | {"n": len(pairs.scores)}
     return scores
 
 
@@ -90,3 +93,10 @@ def sts_resamples(
         for (pairs, name, _), ranked, plain in zip(cells, spearman, pearson, strict=True):
             resamples[pairs.name] |= {f"spearman_{name}": ranked, f"pearson_{name}": plain}
     return resamples
+
+
+def defined(content):
+    """The same with None for nan, which JSON lacks."""
+    if isinstance(content, dict):
+        return {name: defined(value) for name, value in content.items()}
+    return None if isinstance(content, float) and np.isnan(content) else content

@@ -140,6 +140,9 @@ def _read_table(path: str) -> pl.DataFrame:
             f"{path} has the columns {', '.join(names) or '(none)'}: expected sentence1, sentence2 and one of "
             f"{', '.join(SCORE_COLUMNS)}"
         )
+    for name, dtype in tables[0].select("sentence1", "sentence2", score).schema.items():
+        if dtype.is_nested() or dtype == pl.Binary:
+            raise UserError(f"{path}: the column {name} holds {dtype}, not {'numbers' if name == score else 'text'}")
     # Each for itself: a block of JSON lines whose scores are all whole numbers has them as integers.
     table = pl.concat(table.select(pl.col("sentence1", "sentence2", score).cast(pl.String)) for table in tables)
     numbers = table[score].str.strip_chars().cast(pl.Float64, strict=False)

@@ -20,7 +20,7 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
-from distill.scoring.metrics import similarities, sts_scores, unit
+from distill.scoring.metrics import defined, similarities, sts_scores, unit
 from distill.training.steps import RankStep
 
 matplotlib.use("Agg")
@@ -30,7 +30,10 @@ COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's i
 
 
 def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
-    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the means over both."""
+    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the means over both.
+
+    A language of one pair has no accuracy, since one pair is no retrieval; UserError where no language has one.
+    """
     pairs = {}
     for row, (source, targets) in enumerate(zip(dev["source"], dev["targets"], strict=True)):
         for target in targets:
@@ -45,10 +48,17 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
         for language, listed in sorted(pairs.items()):
             rows, sources, targets = zip(*listed, strict=True)
             source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-            hits = translation_hits(sources, targets, source, target, device=accelerator.device)
-            error = negative_mse(dev_labels[list(rows)], target)
-            result["bitext"][language] = translation_accuracy(hits) | {"negative_mse": error}
-        result["mean_accuracy"] = float(np.mean([found["mean_accuracy"] for found in result["bitext"].values()]))
+            result["bitext"][language] = {"negative_mse": negative_mse(dev_labels[list(rows)], target)}
+            if len(listed) > 1:
+                hits = translation_hits(sources, targets, source, target, device=accelerator.device)
+                result["bitext"][language] |= translation_accuracy(hits)
+        accuracies = [found["mean_accuracy"] for found in result["bitext"].values() if "mean_accuracy" in found]
+        if not accuracies:
+            raise UserError(
+                "the dev split holds no two pairs of a language, to find translations among: build the pairs "
+                "anew with a larger --dev_fraction"
+            )
+        result["mean_accuracy"] = float(np.mean(accuracies))
         result["mean_similarity"] = mean_similarity(np.stack([vector[s] for s in dict.fromkeys(dev["source"])]))
         if sts is not None:
             correlations = sts_scores(sts, similarities(sts, vector))
@@ -60,19 +70,25 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
     return on_first_rank(scores, accelerator)
 
 
-def mean_similarity(vectors: np.ndarray) -> float:
-    """Mean cosine similarity of each row of `vectors` (n, dimension) to all others: the square of the sum of unit
-    vectors holds every pair twice, and n ones of each with itself."""
+def mean_similarity(vectors: np.ndarray) -> float | None:
+    """Mean cosine similarity of each row of `vectors` (n, dimension) to all others; None where there are no others.
+
+    The square of the sum of unit vectors holds every pair twice, and n ones of each with itself.
+    """
     n, total = len(vectors), unit(vectors).astype(np.float64).sum(0)
-    return float((total @ total - n) / (n * (n - 1)))
+    return float((total @ total - n) / (n * (n - 1))) if n > 1 else None
 
 
 def evaluation_report(step: int, metric: str, scores: dict) -> str:
-    """A line for the terminal, and a warning where the student has collapsed."""
+    """A line for the terminal, before the first step which languages it is not about, and a warning of a collapse."""
     report = f"step {step}: dev {metric} {scores[metric]:.4f}"
-    if step > 0 and scores["mean_similarity"] > COLLAPSED:
+    alone = [language for language, found in scores["bitext"].items() if "mean_accuracy" not in found]
+    if step == 0 and alone:
+        report += f"\nleft out of the accuracy, since one pair is no retrieval: {', '.join(alone)}"
+    similarity = scores["mean_similarity"]
+    if step > 0 and similarity is not None and similarity > COLLAPSED:
         report += (
-            f"\nthe student has collapsed: {scores['mean_similarity']:.2f} is the mean similarity of different "
+            f"\nthe student has collapsed: {similarity:.2f} is the mean similarity of different "
             "sentences; lower --learning_rate, or see whether the labels are those of the sentences"
         )
     return report
@@ -129,7 +145,7 @@ class Metrics:
             self.lines.append(line)
             with noting_mistakes(self.path.parent):
                 with self.path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(defined(line)) + "\n")
                 if "mean_accuracy" in line:
                     plot_curves(self.lines, self.path.with_name("curves.png"))
 

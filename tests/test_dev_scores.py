@@ -1,0 +1,41 @@
+"""Dev scores of few pairs: what they do not tell is left out and said."""
+
+import json
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from conftest import tiny_encoder
+
+from distill.command import UserError
+from distill.training.watching import evaluate, evaluation_report, plot_curves
+
+
+def dev_scores(*rows: tuple[str, dict[str, str]]) -> dict:
+    """Those of a tiny student on rows of a source and its translations by language."""
+    targets = [[{"language": tag, "sentence": text} for tag, text in row.items()] for _, row in rows]
+    dev = {"source": [source for source, _ in rows], "targets": targets}
+    return evaluate(tiny_encoder(), dev, np.zeros((len(rows), 32)), None, Accelerator(cpu=True))
+
+
+def test_a_language_of_one_pair_has_no_accuracy():
+    scores = dev_scores(("A dog.", {"it": "Un cane.", "de": "Ein Hund."}), ("A cat.", {"it": "Un gatto."}))
+    assert scores["mean_accuracy"] == scores["bitext"]["it"]["mean_accuracy"]
+    assert list(scores["bitext"]["de"]) == ["negative_mse"]
+    said = "left out of the accuracy, since one pair is no retrieval: de"
+    assert said in evaluation_report(0, "mean_accuracy", scores)
+    assert said not in evaluation_report(5, "mean_accuracy", scores)
+
+
+def test_a_dev_split_without_retrieval_is_refused():
+    with pytest.raises(UserError, match="no two pairs of a language, to find"):
+        dev_scores(("A dog.", {"it": "Un cane.", "de": "Ein Hund."}))
+
+
+def test_one_source_sentence_has_no_mean_similarity(tmp_path):
+    scores = dev_scores(("A dog.", {"it": "Un cane."}), ("A dog.", {"it": "Il cane."}))
+    json.dumps(scores, allow_nan=False)
+    assert scores["mean_similarity"] is None
+    assert "collapsed" not in evaluation_report(5, "mean_accuracy", scores)
+    plot_curves([{"step": 0} | scores], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()
