@@ -57,6 +57,7 @@ from distill.training.student import (
     parameter_groups,
     set_dropout,
     settle_gradient_order,
+    start_projection,
 )
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, evaluate, evaluation_report, progress_bar
@@ -296,6 +297,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     of_labels = splits, contents, dtype, pca_width, cache_dir, accelerator
     labels, labels_fingerprint = teacher_labels(teacher.to(device), *of_labels)
     del teacher
+    if args.projection and checkpoint is None:
+        start_projection(student.to(device), splits["train"], labels["train"], accelerator)
 
     # Optimizer and schedule
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed)

@@ -43,7 +43,7 @@ from distill.pairs.pairs_folder import load_pairs
 from distill.training.cache import content_fingerprint, fill
 from distill.training.labels import teacher_fingerprint, teacher_labels
 from distill.training.steps import RankStep, RankSteps, Steps, epoch_order, scratch
-from distill.training.student import freeze, set_dropout
+from distill.training.student import freeze, set_dropout, start_projection
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, mean_similarity
 from train_distill import build_parser, distillation_loss, main
@@ -288,6 +288,25 @@ def test_label_pca_equals_numpys(pairs, wide_teacher, student, tmp_path):
     signs = np.sign((labels * expected).sum(0))
     np.testing.assert_allclose(labels, signs * expected, atol=1e-4)
     assert len(list(cache.glob("pca-*"))) == 1
+
+
+def test_a_projection_starts_where_the_loss_is_least(tokenized, wide_teacher):
+    """As near to the labels as the same least squares with a column of ones, by weights that are no larger."""
+    student, dataset = tokenized.student, tokenized.dataset
+    labels = labels_of(tokenized, SentenceEncoder.from_pretrained(wide_teacher))
+    sides = [[row["source"], *(target["sentence"] for target in row["targets"])] for row in dataset]
+    vectors = student.encode([sentence for texts in sides for sentence in texts])
+    expected = labels[np.repeat(np.arange(len(dataset)), [len(texts) for texts in sides])]
+    ones = np.ones((len(vectors), 1))
+    solution, *_ = np.linalg.lstsq(np.hstack([vectors, ones]).astype(float), expected.astype(float))
+    linear = torch.nn.Linear(32, 48)
+    student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+    start_projection(student, dataset, labels, tokenized.accelerator)
+    assert student.dimension == 48 and student.dense[-1][0] is linear
+    found = student.encode([sentence for texts in sides for sentence in texts])
+    least = np.square(np.hstack([vectors, ones]) @ solution - expected).mean()
+    assert np.square(found - expected).mean() == pytest.approx(least, rel=0.01) and least > 0.01
+    assert linear.weight.norm() < np.linalg.norm(solution)
 
 
 @pytest.mark.parametrize("width", [24, 48])
