@@ -356,8 +356,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
                 scores = evaluate(gathered(whole, student), splits["dev"], labels["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
-                tell(evaluation_report(progress.step, best_metric, scores), sys.stderr)
-                if progress.judge(scores[best_metric]):
+                better = progress.judge(scores[best_metric])
+                tell(evaluation_report(progress, best_metric, scores), sys.stderr)
+                if better:
                     together(partial(save_student, whole, accelerator, args), accelerator, output_dir)
         agree(accelerator)
         if progress.step > 0 and due(progress.saved, 1 if stopping() else args.checkpointing_steps):

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from conftest import tiny_encoder
 
 from distill.command import UserError
+from distill.training.checkpoints import Progress
 from distill.training.watching import evaluate, evaluation_report, plot_curves
 
 
@@ -23,8 +24,8 @@ def test_a_language_of_one_pair_has_no_accuracy():
     assert scores["mean_accuracy"] == scores["bitext"]["it"]["mean_accuracy"]
     assert list(scores["bitext"]["de"]) == ["negative_mse"]
     said = "left out of the accuracy, since one pair is no retrieval: de"
-    assert said in evaluation_report(0, "mean_accuracy", scores)
-    assert said not in evaluation_report(5, "mean_accuracy", scores)
+    assert said in evaluation_report(Progress(), "mean_accuracy", scores)
+    assert said not in evaluation_report(Progress(step=5), "mean_accuracy", scores)
 
 
 def test_a_dev_split_without_retrieval_is_refused():
@@ -36,6 +37,16 @@ def test_one_source_sentence_has_no_mean_similarity(tmp_path):
     scores = dev_scores(("A dog.", {"it": "Un cane."}), ("A dog.", {"it": "Il cane."}))
     json.dumps(scores, allow_nan=False)
     assert scores["mean_similarity"] is None
-    assert "collapsed" not in evaluation_report(5, "mean_accuracy", scores)
+    assert "collapsed" not in evaluation_report(Progress(step=5), "mean_accuracy", scores)
     plot_curves([{"step": 0} | scores], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").is_file()
+
+
+def test_a_run_that_was_better_before_training_is_told_so():
+    progress, scores, reports = Progress(), {"mean_similarity": 0.1, "bitext": {}}, []
+    for step, score in ((0, 0.8), (10, 0.7), (20, 0.75), (30, 0.81), (40, 0.79)):
+        progress.step = step
+        progress.judge(score)
+        reports.append(evaluation_report(progress, "mean_accuracy", scores | {"mean_accuracy": score}))
+    said = "no evaluation so far is as good as the one before training, 0.8000"
+    assert [said in report for report in reports] == [False, True, True, False, False]

@@ -72,6 +72,7 @@ class Progress:
     logged: int = 0  # the last step with a line in metrics.jsonl
     evaluated: int = -1  # the last step with dev scores
     saved: int = 0  # the last step with a checkpoint that knows all this
+    start_score: float = -1.0  # of the student before training
     best_score: float = -1.0
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -89,6 +90,8 @@ class Progress:
                 "that nothing correlates; leave that set out, or choose by --metric_for_best_model mean_accuracy"
             )
         self.evaluated, self.saved = self.step, min(self.saved, self.step - 1)
+        if self.step == 0:
+            self.start_score = score
         better = self.step > 0 and score > self.best_score
         self.evaluations_since_best += self.step > 0
         if better:

@@ -21,6 +21,7 @@ from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_rank
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
+from distill.training.checkpoints import Progress
 from distill.training.steps import RankStep
 
 matplotlib.use("Agg")
@@ -79,12 +80,18 @@ def mean_similarity(vectors: np.ndarray) -> float | None:
     return float((total @ total - n) / (n * (n - 1))) if n > 1 else None
 
 
-def evaluation_report(step: int, metric: str, scores: dict) -> str:
-    """A line for the terminal, before the first step which languages it is not about, and a warning of a collapse."""
+def evaluation_report(progress: Progress, metric: str, scores: dict) -> str:
+    """A line for the terminal; before the first step, which languages it is not about; after it, what goes wrong."""
+    step = progress.step
     report = f"step {step}: dev {metric} {scores[metric]:.4f}"
     alone = [language for language, found in scores["bitext"].items() if "mean_accuracy" not in found]
     if step == 0 and alone:
         report += f"\nleft out of the accuracy, since one pair is no retrieval: {', '.join(alone)}"
+    if step > 0 and progress.best_score < progress.start_score:
+        report += (
+            f"\nno evaluation so far is as good as the one before training, {progress.start_score:.4f}: unless the "
+            "scores still rise, lower --learning_rate, or choose a better teacher"
+        )
     similarity = scores["mean_similarity"]
     if step > 0 and similarity is not None and similarity > COLLAPSED:
         report += (
