@@ -49,7 +49,7 @@ def pass_on(number: int, frame) -> None:
     """
     children = psutil.Process().children()
     if not children:
-        sys.exit(os.EX_TEMPFAIL)
+        os._exit(os.EX_TEMPFAIL)  # not by an exception, which an import under way would swallow or die of
     give(number, children)
     arrivals.append(time.monotonic())
     grace = AFTER_SECOND if arrivals[-1] > arrivals[0] + 1 else AFTER_FIRST

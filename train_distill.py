@@ -47,7 +47,7 @@ from distill.ranks import (
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint, fingerprint
-from distill.training.checkpoints import RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from distill.training.checkpoints import LOCK, RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from distill.training.labels import teacher_labels
 from distill.training.steps import RankStep, RankSteps, Steps
 from distill.training.student import (
@@ -264,7 +264,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator = start(args)
     with ExitStack() as ends:  # what ends with the run
         # Of two runs in one folder the second is refused
-        on_first_rank(partial(ends.enter_context, claimed(args.output_dir)), accelerator)
+        on_first_rank(partial(ends.enter_context, claimed(args.output_dir, LOCK)), accelerator)
         train(args, accelerator, ends)
 
 

@@ -36,7 +36,10 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else args
         parsed = super().parse_args(words, namespace)
         parsed.command_line = f"{self.launched} {shlex.join(words)}"
-        parsed.called_from = os.getcwd()
+        try:
+            parsed.called_from = os.getcwd()
+        except FileNotFoundError:
+            self.error("the folder that you are in exists no more: go to another")
         return parsed
 
     def error(self, message: str):
@@ -96,12 +99,24 @@ positive, not_negative, share = between(0, above=True), between(0), between(0, 1
 part = between(0, 1, above=True)  # a share that is not nothing
 
 # What a file system says of a path that a user gave, whoever met it.
-ABOUT_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
+ABOUT_PATHS = (
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ELOOP),
+)
+
+
+def _say(text: str) -> None:
+    """Say how a script ends, if anybody reads on."""
+    try:
+        print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+    except BrokenPipeError:  # the other end of both; what is left to write would fail once more, and change the code
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop(number: int, frame) -> None:
     """End by a signal as by an exception, so that nothing is left half-written."""
-    print(f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+    _say(f"stopped by {signal.Signals(number).name}")
     sys.exit(128 + number)
 
 
@@ -140,5 +155,5 @@ def _run(main: Callable, args) -> None:
         mistake = isinstance(end, UserError)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             said = str(end).replace("\n", "\\n")  # a name may hold a line end
-            print(f"{Path(sys.argv[0]).name}: {'error: ' * mistake}{said}", file=sys.stderr)
+            _say(f"{'error: ' * mistake}{said}")
         sys.exit(2 if mistake else os.EX_TEMPFAIL)

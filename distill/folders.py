@@ -45,11 +45,24 @@ def read_json(path: Path, default):
 def write_json(path: Path, content) -> None:
     """Write readable JSON (UTF-8, two spaces) that ends in a newline; a file that was there stays until it is whole."""
     temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a path's bytes may be no UTF-8
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def settle(folder: Path) -> None:
+    """Have all of a folder safe on disk, and its files as readable as the process' umask has them: weights are not."""
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        path.chmod(0o666 & ~umask)
+    for path in (*files, folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -103,18 +116,22 @@ class Lock:
 
 
 @contextmanager
-def claimed(path: str | Path) -> Iterator[None]:
-    """Keep others from writing a folder, by a lock beside it. UserError where another process has it."""
+def claimed(path: str | Path, file: str) -> Iterator[None]:
+    """Keep others from writing a folder, by a lock on a file named relative to it. UserError where another has it."""
     path = Path(path).resolve()
+    lock_file = Path(os.path.normpath(path / file))
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(path.with_name(f".{path.name}.lock"))
+        made = not lock_file.parent.exists()
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(lock_file)
         if not lock.take():
             raise UserError(f"another run is writing {path}: wait for it, or name another output folder")
     try:
         yield
     finally:
         lock.release()
+        if made and not any(lock_file.parent.iterdir()):
+            lock_file.parent.rmdir()
 
 
 def check_output(path: str | Path, args, kind: str) -> None:
@@ -132,6 +149,8 @@ def check_output(path: str | Path, args, kind: str) -> None:
             raise UserError(f"{path} would be written over the input {given}: name another output folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder")
+    if path.is_mount():
+        raise UserError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
     if path in (Path.cwd(), *Path.cwd().parents):
         raise UserError(f"{path} would be replaced with the folder that you are in: name another, or go elsewhere")
     if path.exists():
@@ -178,7 +197,7 @@ def replaced_folder(path: str | Path, args, kind: str) -> Iterator[Path]:
     """
     check_output(path, args, kind)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
-    with claimed(path):
+    with claimed(path, f"../.{path.name}.lock"):
         yield from _replaced(path, args, kind)
 
 
@@ -193,6 +212,7 @@ def _replaced(path: Path, args, kind: str) -> Iterator[Path]:
         yield temporary
         files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
         write_json(temporary / "args.json", vars(args) | {"kind": kind, "files": files})
+        settle(temporary)
         if not (path.exists() and exchange(temporary, path)):
             if path.exists():
                 path.rename(old)

@@ -133,6 +133,20 @@ def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, pairs, monkeypatch)
         refused(tmp_path, "the folder that you are in", build, tmp_path / "a-en-it.tsv", output)
 
 
+def test_a_mount_point_is_no_output():
+    with pytest.raises(UserError, match="is a mount point, which cannot be replaced: name a folder in it"):
+        check_output("/proc", SimpleNamespace(command_line="x"), "pairs")
+
+
+def test_all_files_are_as_readable_as_others(tmp_path):
+    with replaced_folder(tmp_path / "out", SimpleNamespace(command_line="\udcff"), "pairs") as folder:
+        (folder / "weights").touch(mode=0o600)
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "other", *(tmp_path / "out").iterdir())}
+    assert len(modes) == 1
+    assert json.loads((tmp_path / "out/args.json").read_text())["command_line"] == "\udcff"
+
+
 def test_a_link_to_nothing_is_no_output(tmp_path, pairs):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     for output in ("out", "out/pairs"):

@@ -176,6 +176,22 @@ def caught(number: int, process: int) -> bool:
     return int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1 == 1
 
 
+IMPORTING = """
+import signal, launch
+signal.signal(signal.SIGTERM, launch.pass_on)
+try:
+    signal.raise_signal(signal.SIGTERM)
+except BaseException:  # as some imports do
+    pass
+print("goes on")
+"""
+
+
+def test_a_signal_while_the_launcher_imports_ends_it():
+    done = subprocess.run([sys.executable, "-c", IMPORTING], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (STOPPED, "")
+
+
 @pytest.mark.parametrize("early", [True, False])
 def test_the_launcher_passes_signals_on(given, tmp_path, early):
     """It has no process yet to pass the signal to, or has two in training."""
@@ -423,12 +439,19 @@ def test_a_latest_checkpoint_that_is_empty_is_damaged(given, two_checkpoints, ca
     assert "manifest.json is missing; to go on from the one before" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["5", "[]", '{"x": 5}'])
-def test_a_manifest_of_another_form_is_damaged(two_checkpoints, content):
+@pytest.mark.parametrize(
+    "content, lost",
+    [
+        ("5", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"settings.json": 5}', "cannot be read"),
+        ("{}", "does not list settings.json"),
+    ],
+)
+def test_a_manifest_of_another_form_is_damaged(two_checkpoints, content, lost):
     checkpoint = two_checkpoints / "run/checkpoint-30"
-    (checkpoint / "x").touch()
     (checkpoint / "manifest.json").write_text(content)
-    assert checkpoints.damage(checkpoint) == "manifest.json cannot be read"
+    assert checkpoints.damage(checkpoint) == f"manifest.json {lost}"
 
 
 def test_a_run_does_not_go_on_in_the_folder_of_another(given, two_checkpoints, tmp_path, capsys):
@@ -460,16 +483,47 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(given, tmp_path, monkey
 def test_a_student_folder_is_no_place_for_a_cache(given, tmp_path, capsys):
     cache = ("--cache_dir", str(tmp_path / "run/student/cache"))
     assert train(*given, *folders(tmp_path), *cache) == 2
-    assert "run/student, which is replaced: name another folder" in capsys.readouterr().err
+    assert "is no place beside student and checkpoints: name another folder" in capsys.readouterr().err
 
 
-def test_a_line_of_metrics_that_is_no_json_is_said(given, two_checkpoints, capsys):
+def test_a_cache_within_the_run_is_no_hindrance_after_a_kill(given, tmp_path):
+    """Killed before args.json was written."""
+    (tmp_path / "run/work/cache").mkdir(parents=True)
+    (tmp_path / "run/.lock").touch()
+    (tmp_path / "run/args.json.new").touch()
+    inside = ("--cache_dir", str(tmp_path / "run/work/cache"), "--max_train_steps", "1")
+    assert train(*given, *folders(tmp_path), *inside, *LATEST) == 0
+
+
+@pytest.mark.parametrize("line", ["{", "3"])
+def test_a_line_of_metrics_that_is_no_object_is_said(given, two_checkpoints, capsys, line):
     path = two_checkpoints / "run/metrics.jsonl"
-    path.write_text(path.read_text().replace("{", "", 1))
-    before = path.read_text()
+    _, _, rest = path.read_text().partition("\n")
+    path.write_text(f"{line}\n{rest}")
     assert train(*given, *folders(two_checkpoints), *LATEST) == 2
-    assert "metrics.jsonl has a line that is no JSON" in capsys.readouterr().err
-    assert path.read_text() == before
+    assert "metrics.jsonl has a line that is no JSON object" in capsys.readouterr().err
+    assert path.read_text() == f"{line}\n{rest}"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_place_of_a_checkpoint_gives_way_and_what_it_names_stays(given, whole, two_checkpoints, there):
+    run_folder, far = two_checkpoints / "run", two_checkpoints / "far"
+    if there:
+        shutil.copytree(run_folder / "checkpoint-30", far)
+    shutil.rmtree(run_folder / "checkpoint-30")
+    (run_folder / "checkpoint-30").symlink_to(far)
+    back = ("--resume_from_checkpoint", f"{run_folder}/checkpoint-25")
+    assert train(*given, *folders(two_checkpoints), *back) == 0
+    assert_same_run(two_checkpoints, whole)
+    assert not (run_folder / "checkpoint-30").is_symlink() and far.exists() == there
+
+
+def test_a_file_in_place_of_a_checkpoint_is_said(given, two_checkpoints, capsys):
+    shutil.rmtree(two_checkpoints / "run/checkpoint-30")
+    (two_checkpoints / "run/checkpoint-30").write_text("precious")
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 2
+    assert "run/checkpoint-30 is a file: move it" in capsys.readouterr().err
+    assert (two_checkpoints / "run/checkpoint-30").read_text() == "precious"
 
 
 def test_going_back_leaves_no_later_checkpoint(given, whole, tmp_path):

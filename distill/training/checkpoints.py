@@ -1,7 +1,6 @@
 """Checkpoints, whole or absent: written under another name, renamed when safe on disk, verified before use."""
 
 import math
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -11,12 +10,13 @@ import numpy as np
 from accelerate import Accelerator
 
 from distill.command import UserError
-from distill.folders import exchange, read_json, write_json
+from distill.folders import exchange, read_json, settle, write_json
 from distill.ranks import together
 from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
+LOCK = ".lock"  # in the folder, which several may have mounted under different names
 RUN = "a run"  # the kind that args.json of an output folder says
 
 
@@ -40,10 +40,7 @@ def write_manifest(folder: Path) -> None:
     """Write down size and hash of every file in a folder, each safe on disk, so that damage can be seen later."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     write_json(folder / MANIFEST, {str(path.relative_to(folder)): file_entry(path) for path in files})
-    for path in (*files, folder / MANIFEST, folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    settle(folder)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -51,7 +48,9 @@ def damage(checkpoint: Path) -> str | None:
     if not (checkpoint / MANIFEST).is_file():
         return f"{MANIFEST} is missing"
     try:
-        for name, entry in read_json(checkpoint / MANIFEST, {}).items():
+        if SETTINGS not in (manifest := read_json(checkpoint / MANIFEST, {})):
+            return f"{MANIFEST} does not list {SETTINGS}"
+        for name, entry in manifest.items():
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -122,6 +121,10 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
         if accelerator.is_main_process:
             for leftover in output_dir.glob(".checkpoint-*.tmp"):
                 shutil.rmtree(leftover)
+            if final.is_symlink():
+                final.unlink()  # what it names stays
+            elif final.is_file():
+                raise UserError(f"{final} is a file: move it")
 
     def finish() -> None:
         if accelerator.is_main_process:
@@ -176,9 +179,10 @@ def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
     None, or another run's, where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
     """
-    cache_dir, student = cache_dir.resolve(), (output_dir / "student").resolve()
-    if student in (cache_dir, *cache_dir.parents):
-        raise UserError(f"--cache_dir {cache_dir} lies in {student}, which is replaced: name another folder")
+    cache_dir, run, student = (path.resolve() for path in (cache_dir, output_dir, output_dir / "student"))
+    if cache_dir == run or student in (cache_dir, *cache_dir.parents):
+        raise UserError(f"--cache_dir {cache_dir} is no place beside student and checkpoints: name another folder")
+    known = {cache_dir, *cache_dir.parents, run / LOCK, run / "args.json.new"}  # the last one of a run that was killed
     if read_json(output_dir / "args.json", {}).get("kind") == RUN:
         if resume_from is None:
             raise UserError(f"{output_dir} holds a run: add --resume_from_checkpoint latest or name another folder")
@@ -187,7 +191,7 @@ def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) 
                 f"{output_dir} holds a run of its own, of which {resume_from} is none: name another folder, or go on "
                 "with that run by --resume_from_checkpoint latest"
             )
-    elif foreign := sorted(path.name for path in output_dir.glob("*") if path.resolve() != cache_dir):
+    elif foreign := sorted(path.name for path in run.glob("*") if path.resolve() not in known):
         raise UserError(f"{output_dir} holds {foreign[0]}, and no args.json of a run: name another folder")
     if resume_from is None:
         return None

@@ -134,9 +134,9 @@ class Metrics:
         def cut_back() -> list[dict]:
             kept = self.path.read_text().splitlines()[:lines] if self.path.exists() else []
             try:
-                read = [json.loads(line) for line in kept]
-            except ValueError as error:
-                raise UserError(f"{self.path} has a line that is no JSON ({error}): mend it, or move it away") from None
+                read = [dict(json.loads(line)) for line in kept]
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self.path} has a line that is no JSON object ({error}): mend it") from None
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.rename(self.path)
