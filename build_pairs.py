@@ -32,13 +32,15 @@ from distill.languages import covers, required_tag, standard_tag
 from distill.pairs.cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
 from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
 from distill.pairs.pairs_folder import FLAT, GROUPED, ArrowFolder, TsvFolder, flat, grouped
-from distill.pairs.readers import read_corpus
+from distill.pairs.readers import languages_of_spec, read_corpus
+from distill.pairs.schemas import ALONE
 from distill.pairs.selection import Account, select, split_of
 from distill.pairs.tables import FORMATS
 
 CORPUS_HELP = (
     "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
-    "line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of two columns"
+    "line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of two columns; en=FILE is "
+    "text of the source language alone"
 )
 EXCLUDE_HELP = "evaluation files whose sentences to drop, whatever holds them; braces allowed"
 
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--target_column", help="column of the target sentences in tables, with --source_column")
     data.add_argument("--source_language", default="en", help="language the teacher reads")
     data.add_argument("--target_languages", nargs="+", required=True, help="languages to keep, or all that are there")
+    data.add_argument("--keep_untranslated", action="store_true", help="also source sentences without translations")
     data.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     cleaning = parser.add_argument_group("cleaning")
     cleaning.add_argument("--skip", nargs="+", default=[], metavar="STEP", choices=[*MENDING, *FILTERS], help=SKIP_HELP)
@@ -86,6 +89,9 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
     if "all" in args.target_languages and len(args.target_languages) > 1:
         raise UserError("--target_languages all stands alone: leave the others out, or name all that are wanted")
+    for corpus in args.corpus:
+        if len(languages_of_spec(corpus)[1] or ()) == 1 and not args.keep_untranslated:
+            raise UserError(f"{corpus} holds no translations: add --keep_untranslated to keep its sentences")
     check_output(args.output_dir, args, "pairs")
     made = {corpus: made_with(corpus) for corpus in args.corpus}
     for corpus, options in made.items():
@@ -131,6 +137,8 @@ def made_with(corpus: str) -> dict:
 
 def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> str | None:
     """The language that pairs of a tag are taken as: 'zh-CN' as 'zh' where that was asked for; None where none was."""
+    if tag == ALONE:
+        return tag
     if wanted is None:
         return tag if standard_tag(tag) and not covers(source_language, tag) else None
     return max((language for language in wanted if covers(language, tag)), key=len, default=None)
@@ -157,7 +165,8 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
     targets = inspect(chunk["target"], chunk["language"], steps, filters, args.max_sentence_length, excluded)
     chunk = chunk.drop("target").hstack(targets.select(pl.all().name.prefix("target_")))
     chunk = chunk.rename({"target_sentence": "target"})
-    reason = pl.coalesce("source_fault", "target_fault", first_reason(pair_faults(filters, args.max_length_ratio)))
+    target_fault = pl.when(pl.col("language") != ALONE).then("target_fault")
+    reason = pl.coalesce("source_fault", target_fault, first_reason(pair_faults(filters, args.max_length_ratio)))
     changed = [(pl.col(f"source_{step}") | pl.col(f"target_{step}")).alias(step) for step in steps]
     return chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
 
@@ -171,7 +180,7 @@ def collect(
     with tqdm(desc="reading", unit=" pairs", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         for corpus, spec in enumerate(args.corpus):
             has_source = False
-            for chunk in read_corpus(spec, args.source_language, args.format, columns):
+            for chunk in read_corpus(spec, args.source_language, args.format, columns, args.keep_untranslated):
                 tags = chunk["language"].unique().to_list()
                 there.update(tags)
                 has_source = has_source or chunk["source"].null_count() < len(chunk)
@@ -184,20 +193,20 @@ def collect(
                 raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
     lacking = [language for language in sorted(wanted or ()) if not any(covers(language, tag) for tag in there)]
     if lacking:
-        found = " ".join(sorted(there)) or "none"
+        found = " ".join(sorted(there - {ALONE})) or "none"
         raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
 
 
 def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, account: Account) -> dict[str, dict]:
-    """Select and write the pairs, in hash order; rows and pairs by language of each split."""
+    """Select and write the pairs, in hash order; rows, pairs by language and rows without any of each split."""
     fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
     sizes = {name: Counter() for name, fraction in fractions.items() if fraction}
     pairs_folder = ArrowFolder(folder, list(sizes), GROUPED, grouped)
-    writers = [pairs_folder]
+    views = []
     if args.export_pairs:
-        writers.append(ArrowFolder(folder / "pairs_view", list(sizes), FLAT, flat))
+        views.append(ArrowFolder(folder / "pairs_view", list(sizes), FLAT, flat))
     if args.export_tsv:
-        writers.append(TsvFolder(folder / "tsv", args.source_language))
+        views.append(TsvFolder(folder / "tsv", args.source_language))
     room = defaultdict(lambda: args.max_sentences_per_language)
     for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
         limits = {language: room[language] for language in part["language"].unique()}
@@ -208,9 +217,11 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
             sizes[split][language] += number
             room[language] -= number
         for name in sizes:
-            for writer in writers:
-                writer.write(name, part.filter(split=name))
-    for writer in writers:
+            of_split = part.filter(split=name)
+            pairs_folder.write(name, of_split)
+            for view in views:
+                view.write(name, of_split.filter(pl.col("language") != ALONE))
+    for writer in (pairs_folder, *views):
         writer.close()
     rows = pairs_folder.rows
     for name in sizes:
@@ -220,7 +231,11 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
                 raise UserError(f"no pair is left: {account.summary()}")
             option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
             raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
-    return {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
+    alone = {name: pairs.pop(ALONE, 0) for name, pairs in sizes.items()}
+    report = {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
+    if args.keep_untranslated:
+        report["train"]["untranslated"] = alone["train"]
+    return report
 
 
 def main(args: argparse.Namespace) -> None:
@@ -231,7 +246,7 @@ def main(args: argparse.Namespace) -> None:
     if args.target_languages != ["all"]:
         wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
     excluded = read_excluded(args.exclude) if args.exclude else None
-    account = Account()
+    account = Account(args.source_language)
     with writing(args.output_dir), replaced_folder(args.output_dir, args, "pairs") as folder:
         order = HashOrder(folder / "runs")
         collect(args, wanted, excluded, account, order)

@@ -5,7 +5,8 @@
         --student_model_name_or_path xlm-roberta-base --sts_dev 'stsb-{en,it}-dev.csv'
 
 For a pair (source, target) the label is the teacher's vector of the source sentence; the loss is the mean squared
-error of the student's vectors of both sentences to it. `run/student/` is a sentence-transformers folder.
+error of the student's vectors of both sentences (or of one, --train_on) to it. `run/student/` is a
+sentence-transformers folder.
 """
 
 import argparse
@@ -49,7 +50,7 @@ from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint, fingerprint
 from distill.training.checkpoints import LOCK, RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from distill.training.labels import teacher_labels
-from distill.training.steps import RankStep, RankSteps, Steps
+from distill.training.steps import SIDES, RankStep, RankSteps, Steps
 from distill.training.student import (
     checkpoint_gradients,
     freeze,
@@ -60,13 +61,13 @@ from distill.training.student import (
     start_projection,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Metrics, Tally, evaluate, evaluation_report, progress_bar
+from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
 
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
 # Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
 DECIDING = (
-    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
+    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed", "train_on"),
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
+    training.add_argument("--train_on", nargs="+", choices=SIDES, default=[*SIDES], help="sides of a pair that learn")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
     training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
@@ -128,7 +130,8 @@ def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tenso
     """Each sentence's squared error (batch,), averaged over dimensions, times the number of pairs it stands for.
 
     vectors, labels: (batch, dimension); weights: (batch,). Summed over a step's micro-batches and divided by the
-    sum of the weights, two for each pair, it is equation 1 of the article, averaged over sentences and dimensions.
+    sum of the weights, two for each pair of which both sides are trained on, it is equation 1 of the article, averaged
+    over sentences and dimensions.
     """
     return weights * (vectors - labels).square().mean(1)
 
@@ -140,7 +143,7 @@ def backward(model, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
         # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
         with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
             error = distillation_loss(model(**inputs), labels, weights)
-            accelerator.backward(error.sum() / (2 * step.pairs) * accelerator.num_processes)
+            accelerator.backward(error.sum() / step.weight * accelerator.num_processes)
         errors.append(error.detach())
     return errors
 
@@ -232,12 +235,6 @@ def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
     set_dropout(student, args.dropout)
 
 
-def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
-    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
-    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
-    return fingerprint(best_metric, *(part for content in contents for part in content))
-
-
 def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: argparse.Namespace) -> tuple:
     """AdamW, and a learning rate that rises and then falls to 0, in straight lines."""
     groups = parameter_groups(student, args.weight_decay)
@@ -261,6 +258,7 @@ def save_student(student: SentenceEncoder, accelerator: Accelerator, args: argpa
 
 
 def main(args: argparse.Namespace) -> None:
+    args.train_on = sorted(set(args.train_on))  # the same choice, in whatever order it was written
     accelerator = start(args)
     with ExitStack() as ends:  # what ends with the run
         # Of two runs in one folder the second is refused
@@ -301,8 +299,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         start_projection(student.to(device), splits["train"], labels["train"], accelerator)
 
     # Optimizer and schedule
-    given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
+    given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
     steps = together(lambda: Steps(pairs, *given), accelerator)
+    if steps.left_out:
+        say(f"--train_on target: {steps.left_out} rows without translations are left out")
     total_steps = args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
     optimizer, schedule = optimizer_and_schedule(student, total_steps, args)
     # FSDP spreads the student over the ranks, where only training can use it.

@@ -67,7 +67,7 @@ def article_files(lines: dict[str, list[str]], source_language: str, folder: Pat
 
 def clean_pairs(tables: list[pl.DataFrame], args: argparse.Namespace, folder: Path) -> list[pl.DataFrame]:
     """What build_pairs.py does between reading and writing: clean, selected and counted pairs in hash order."""
-    account, order = build_pairs.Account(), HashOrder(folder)
+    account, order = build_pairs.Account(args.source_language), HashOrder(folder)
     for table in tables:
         for chunk in table_pairs(table, args.corpus[0], args.source_language):
             chunk = chunk.filter(pl.col("language").is_in(args.target_languages))

@@ -19,7 +19,7 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring import export
 from distill.scoring.bitext import Bitext
-from distill.scoring.export import public, set_title, training_notes, training_of
+from distill.scoring.export import public, set_title, trained_on, training_notes, training_of
 from distill.scoring.sts import StsSet
 from eval_sts import build_parser, main
 
@@ -153,6 +153,14 @@ def test_relative_paths_of_a_run_begin_where_it_was_called(tmp_path, monkeypatch
     for note, part in zip(notes, expected, strict=True):
         assert note.startswith(f"m was {part}")
     assert training_of("..")["pairs"] == ({} if "called_from" in change else {"it": 7})
+
+
+def test_a_card_says_what_was_trained_on():
+    training = {"pairs": {"de": 5, "it": 7000}, "untranslated": 0, "corpora": ["talks", "en=news.txt"]}
+    assert trained_on(training) == "Sentence pairs by language: de 5, it 7,000; from talks, en=news.txt."
+    alone = "de 5, it 7,000; sentences without translations: 1,200; from"
+    assert alone in trained_on(training | {"untranslated": 1200})
+    assert "is not known" in trained_on(training | {"pairs": {}})
 
 
 @pytest.mark.parametrize(

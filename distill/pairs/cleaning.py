@@ -33,7 +33,7 @@ LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is 
 MENDING = ("control_characters", "nfc", "white_space")
 FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "duplicate")
 # Why a pair may be dropped: a byte in a column of many rows, not a string.
-REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit"])
+REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit", "translated"])
 
 
 def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:

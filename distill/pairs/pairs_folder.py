@@ -16,7 +16,7 @@ import xxhash
 from distill.command import UserError
 from distill.folders import read_json
 from distill.pairs.hash_order import starts_run
-from distill.pairs.schemas import grouped_pairs
+from distill.pairs.schemas import ALONE, grouped_pairs
 from distill.pairs.tables import saved_dataset
 from distill.text_files import expand_languages, text_lines
 
@@ -35,7 +35,7 @@ def load_pairs(path: str) -> datasets.DatasetDict:
     for name, split in pairs.items():
         if len(split) == 0:
             raise UserError(f"{path} holds no pair in its split {name}: build it anew from more sentences")
-        grouped_pairs(pl.DataFrame(pl.from_arrow(split.with_format("arrow")[:1])), path)
+        list(grouped_pairs(pl.DataFrame(pl.from_arrow(split.with_format("arrow")[:1])), path))
     return pairs
 
 
@@ -44,10 +44,15 @@ def arrow_strings(column: pl.Series) -> pa.Array:
 
 
 def grouped(pairs: pl.DataFrame) -> pa.Table:
-    """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours."""
+    """One row per source sentence, with its translations in all languages; pairs of a source must be neighbours.
+
+    A sentence by itself has no translations.
+    """
     starts = starts_run(pairs, "source").arg_true().to_numpy()
-    offsets = pa.array(np.append(starts, len(pairs)), pa.int32())
-    columns = [arrow_strings(pairs[name]) for name in ("language", "target")]
+    translated = pairs["language"] != ALONE
+    before = np.append(0, translated.cast(pl.Int32).cum_sum())  # translations before each pair, and in all
+    offsets = pa.array(before[np.append(starts, len(pairs))], pa.int32())
+    columns = [arrow_strings(pairs[name].filter(translated)) for name in ("language", "target")]
     targets = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, ["language", "sentence"]))
     return pa.table([arrow_strings(pairs["source"].gather(starts)), targets], schema=GROUPED)
 

@@ -1,7 +1,8 @@
 """Readers: a corpus of any kind to chunks of pairs, with file and line in every error.
 
-Every reader yields Polars frames of bounded size with the columns `source`, `language`, `target` (strings). A null
-sentence is one that the corpus says is missing. Nothing is judged here: cleaning.py does that.
+Every reader yields Polars frames of bounded size with the columns `source`, `language`, `target` (strings): pairs, and
+the source sentences by themselves (`ALONE`). A null sentence is one that the corpus says is missing. Nothing is judged
+here: cleaning.py does that.
 """
 
 import re
@@ -13,31 +14,55 @@ import polars as pl
 
 from distill.command import UserError
 from distill.languages import covers, language_of_word, required_tag
-from distill.pairs.schemas import COLUMN_PAIRS, named_languages, table_pairs, wide_pairs
-from distill.pairs.tables import CHUNK, TABLES, distinct, find_format
+from distill.pairs.schemas import ALONE, COLUMN_PAIRS, alone, named_languages, table_pairs, wide_pairs
+from distill.pairs.tables import CHUNK, TABLES, distinct, find_format, format_of_suffix
 from distill.pairs.tmx import tmx_units
 from distill.text_files import expand_languages, text_lines
 
 PAIR = {"source": pl.String, "language": pl.String, "target": pl.String}
 
 
-def languages_of_spec(spec: str) -> tuple[str, tuple[str, str] | None]:
-    """'en+it=news.tsv' -> ('news.tsv', ('en', 'it')): what a user says that two columns hold; None where nothing."""
-    match = re.fullmatch(r"([A-Za-z][\w-]*)\+([A-Za-z][\w-]*)=(.+)", spec)
-    match = None if Path(spec).exists() else match
-    return (match[3], (required_tag(match[1], spec), required_tag(match[2], spec))) if match else (spec, None)
+def languages_of_spec(spec: str) -> tuple[str, tuple[str, ...] | None]:
+    """'en+it=news.tsv' -> ('news.tsv', ('en', 'it')): what a user says that two columns hold; None where nothing.
+
+    'en=news.txt' -> ('news.txt', ('en',)): sentences of one language.
+    """
+    match = re.fullmatch(r"([A-Za-z][\w-]*)(?:\+([A-Za-z][\w-]*))?=(.+)", spec)
+    if match is None or Path(spec).exists():
+        return spec, None
+    return match[3], tuple(required_tag(tag, spec) for tag in match.group(1, 2) if tag)
 
 
 def read_corpus(
-    spec: str, source_language: str, file_format: str | None = None, columns: tuple[str, str] | None = None
+    spec: str,
+    source_language: str,
+    file_format: str | None = None,
+    columns: tuple[str, str] | None = None,
+    by_themselves: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """Every pair of a corpus, in all its languages (tags in standard form where they are known), in chunks.
 
-    `columns` names the source and target column of a table. UserError for what cannot be read.
+    `columns` names the source and target column of a table. `by_themselves`: also every source sentence, in the
+    language `ALONE`, whether it has translations or not. UserError for what cannot be read.
     """
+    for frame in _frames(spec, source_language, file_format, columns):
+        frame = frame if by_themselves else frame.filter(pl.col("language") != ALONE)
+        if not frame.is_empty():
+            yield frame
+
+
+def _frames(
+    spec: str, source_language: str, file_format: str | None, columns: tuple[str, str] | None
+) -> Iterator[pl.DataFrame]:
     path, languages = languages_of_spec(spec)
     if languages and sum(covers(source_language, tag) for tag in languages) != 1:
-        raise UserError(f"{spec}: one of the two languages must be the source language {source_language!r}")
+        which = "one of the two languages" if len(languages) == 2 else "a language by itself"
+        raise UserError(f"{spec}: {which} must be the source language {source_language!r}")
+    if languages and len(languages) == 1:
+        if (kind := file_format or format_of_suffix(path) or "text") != "text":
+            raise UserError(f"{spec}: a language by itself stands before plain text, a sentence a line, not {kind}")
+        yield from map(alone, line_chunks(path, CHUNK))
+        return
     kind = file_format or find_format(path)
     if kind in ("text", "tmx"):
         if languages or columns:
@@ -102,7 +127,8 @@ def _unit_pairs(variants: list[tuple[str, str | None]], source_language: str) ->
     """Each variant of the source language, or else of its variants, with each of the others."""
     own = {source_language} & {tag for tag, _ in variants} or {t for t, _ in variants if covers(source_language, t)}
     sources = [text for tag, text in variants if tag in own] or [None]
-    return [(source, tag, text) for source in sources for tag, text in variants if tag not in own]
+    pairs = [(source, tag, text) for source in sources for tag, text in variants if tag not in own]
+    return pairs + [(source, ALONE, None) for source in sources if source is not None]
 
 
 def tsv_tables(

@@ -11,6 +11,7 @@ from distill.languages import covers, language_of_word, languages_of_name
 MISSING = ["", "__NULL__", "_ _ NULL _ _"]  # what tables write where a translation is missing
 TEXT = (pl.String, pl.Null)  # types of a column of sentences, of which all may be missing
 COLUMN_PAIRS = (("source", "target"), ("english", "non_english"))  # columns of sentences that name no language
+ALONE = "source alone"  # in the place of a language, with no target: a source sentence by itself
 NUMBERS = {"id", "no"}  # headers of languages, and as often of the numbers of rows
 
 
@@ -24,22 +25,23 @@ def table_pairs(
 ) -> Iterator[pl.DataFrame]:
     """The pairs of a table whose first row is row `row` of the corpus; its schema is found from its columns.
 
+    Beside them its source sentences by themselves, whether they have translations or not, in the language `ALONE`.
     `columns`: the source and the target column; `languages`: those of the two columns of sentences.
     """
     table = _with_nulls(table.cast({name: _plain(dtype) for name, dtype in table.schema.items()}))
     names = table.columns
     nested = next((name for name in ("translations", "translation") if name in names), None)
     if columns is not None or any(set(pair) <= set(names) for pair in COLUMN_PAIRS):
-        yield column_pairs(table, spec, source_language, columns, languages)
+        yield from column_pairs(table, spec, source_language, columns, languages)
         return
     if languages is not None:
         raise UserError(f"{spec} names its languages itself: give it without {'+'.join(languages)}=")
     if {"source", "targets"} <= set(names):
-        yield grouped_pairs(table, spec)
+        yield from grouped_pairs(table, spec)
     elif nested and isinstance(table.schema[nested], pl.Struct):
         inner = table[nested].struct.unnest()
         if {"language", "translation"} <= set(inner.columns):
-            yield _ted_pairs(inner, spec, source_language, row)
+            yield from _ted_pairs(inner, spec, source_language, row)
         else:
             yield from wide_pairs(_with_nulls(inner), spec, source_language)
     elif any(covers(source_language, tag) for tag in map(language_of_word, names) if tag):
@@ -77,6 +79,7 @@ def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator
     if not of_source:
         raise UserError(f"{spec} lacks the source language {source_language!r}: it has {' '.join(by_tag) or 'none'}")
     source = by_tag.pop(of_source[0])
+    yield alone(table[source])
     for tag, name in by_tag.items():
         sides = table.select(source=pl.col(source).cast(pl.String), target=pl.col(name).cast(pl.String))
         is_text = name.lower() not in NUMBERS or sides["target"].str.contains(r"\p{L}\s+\p{L}").any()
@@ -84,12 +87,18 @@ def wide_pairs(table: pl.DataFrame, spec: str, source_language: str) -> Iterator
         yield pairs.filter(pl.col("target").is_not_null()) if len(by_tag) > 1 else pairs
 
 
+def alone(sources: pl.Series) -> pl.DataFrame:
+    """Source sentences by themselves; those that are missing left out."""
+    there = sources.cast(pl.String).drop_nulls().to_frame("source")
+    return there.with_columns(language=pl.lit(ALONE), target=pl.lit(None, pl.String))
+
+
 def _with_nulls(table: pl.DataFrame) -> pl.DataFrame:
     """Null for what stands in a table where a translation is missing."""
     return table.with_columns(pl.col(pl.String).replace(dict.fromkeys(MISSING)))
 
 
-def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -> pl.DataFrame:
+def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -> Iterator[pl.DataFrame]:
     """TED schema: lists `language` and `translation` of equal length. A row without the source has null for it."""
     table = table.select("language", "translation")
     if not all(isinstance(dtype, pl.List) for dtype in table.schema.values()):
@@ -113,21 +122,23 @@ def _ted_pairs(table: pl.DataFrame, spec: str, source_language: str, row: int) -
     at = pl.Series([None], dtype=pl.UInt32).extend_constant(None, max(len(table) - 1, 0))
     at = at.scatter(sources["row"], pl.int_range(len(sources), dtype=pl.UInt32, eager=True))
     targets = sentences.filter(~pl.int_range(pl.len()).is_in(sources["place"].implode()))
-    return targets.select(
+    yield alone(sources["translation"])
+    yield targets.select(
         source=sources["translation"].gather(at.gather(targets["row"])), language="language", target="translation"
     )
 
 
-def grouped_pairs(table: pl.DataFrame, spec: str) -> pl.DataFrame:
+def grouped_pairs(table: pl.DataFrame, spec: str) -> Iterator[pl.DataFrame]:
     """What build_pairs.py itself writes: `source` and a list `targets` of {language, sentence}."""
     listed = getattr(table.schema["targets"], "inner", None)
     fields = {field.name: field.dtype for field in getattr(listed, "fields", [])}
     if not {"language", "sentence"} <= fields.keys():
         raise UserError(f"{spec} has columns source and targets, but its targets are not lists of language, sentence")
     check_text({"source": table.schema["source"]} | {name: fields[name] for name in ("language", "sentence")}, spec)
+    yield alone(table["source"])
     pairs = table.select("source", "targets").explode("targets").drop_nulls("targets")
     pairs = pairs.select("source", pl.col("targets").struct.unnest())
-    return pairs.select(pl.col("source", "language").cast(pl.String), target=pl.col("sentence").cast(pl.String))
+    yield pairs.select(pl.col("source", "language").cast(pl.String), target=pl.col("sentence").cast(pl.String))
 
 
 def check_text(columns: dict[str, pl.DataType], spec: str) -> None:
@@ -142,7 +153,7 @@ def column_pairs(
     source_language: str,
     columns: tuple[str, str] | None = None,
     languages: tuple[str, str] | None = None,
-) -> pl.DataFrame:
+) -> Iterator[pl.DataFrame]:
     """Two columns of sentences; the target language from a column `language`, `languages`, or the corpus's name."""
     source, target = columns or next(pair for pair in COLUMN_PAIRS if set(pair) <= set(table.columns))
     if source == "english" and columns is None and not covers("en", source_language):
@@ -159,7 +170,8 @@ def column_pairs(
             f"{spec}: nothing names the target language of the column {target!r}: say both, as in --corpus "
             f"{source_language}+it={Path(spec).name}, or add a column 'language'"
         )
-    return table.select(source=pl.col(source).cast(pl.String), language=language, target=pl.col(target).cast(pl.String))
+    yield alone(table[source])
+    yield table.select(source=pl.col(source).cast(pl.String), language=language, target=pl.col(target).cast(pl.String))
 
 
 def named_languages(spec: str, source_language: str) -> tuple[str, str] | None:

@@ -8,14 +8,19 @@ import polars as pl
 
 from distill.pairs.cleaning import MENDING, REASON, first_reason
 from distill.pairs.hash_order import starts_run
+from distill.pairs.schemas import ALONE
 
 SAMPLES = 5  # dropped pairs shown per corpus, language and reason
 
 
 class Account:
-    """Counts every pair once: what was read, mended, dropped for which reason, and kept, by corpus and language."""
+    """Counts every pair once: what was read, mended, dropped for which reason, and kept, by corpus and language.
 
-    def __init__(self):
+    Sentences by themselves are counted as pairs of the source language.
+    """
+
+    def __init__(self, source_language: str):
+        self.shown = {ALONE: source_language}
         self.counts: Counter = Counter()
         self.samples: defaultdict[tuple, list] = defaultdict(list)
         self.variants: defaultdict[int, Counter] = defaultdict(Counter)  # (language, tag) that it was taken from
@@ -64,7 +69,7 @@ class Account:
         ]
         for (corpus, language, name), number in sorted(self.counts.items()):
             empty = {"read": 0, "kept": 0, "mended": {}, "dropped": {}}
-            entry = report[corpus]["languages"].setdefault(language, empty)
+            entry = report[corpus]["languages"].setdefault(self.shown.get(language, language), empty)
             if name in ("read", "kept"):
                 entry[name] = number
             elif number:
@@ -88,14 +93,16 @@ class Account:
             for (corpus, language, reason), pairs in sorted(self.samples.items()):
                 for source, target in pairs:
                     shown = {"source": source and source[:500], "target": target and target[:500]}
-                    line = {"reason": reason, "corpus": corpora[corpus], "language": language} | shown
+                    named = {"language": self.shown.get(language, language)}
+                    line = {"reason": reason, "corpus": corpora[corpus]} | named | shown
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
     """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
 
-    `room` holds the number of pairs that each language may still take.
+    `room` holds the number of pairs that each language may still take. A sentence by itself is kept once, where none of
+    its translations is.
     """
     run = starts_run(pairs, "hash", "language")
     several = (~(run & run.shift(-1, fill_value=True))).arg_true()
@@ -103,20 +110,32 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     # Only a source with several translations in a language can have one twice, or too many.
     few = pairs[several].select("hash", "language", "target", start=run.gather(several))
     again = ~pl.struct("hash", "language", "target").is_first_distinct()
-    reasons = [] if "duplicate" in skip else [("duplicate", again)]
-    few = few.with_columns(dropped=first_reason(reasons))
+    is_alone = pl.col("language") == ALONE
+    few = few.with_columns(dropped=first_reason([("duplicate", again & is_alone if "duplicate" in skip else again)]))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
     few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
     pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
+    if ALONE in room:  # which translations are kept is known when their limits are
+        pairs = limited(pairs, room | {ALONE: len(pairs)})
+        translated = (pl.col("dropped").is_null() & ~is_alone).any().over("hash")
+        pairs = pairs.with_columns(pl.coalesce("dropped", first_reason([("translated", is_alone & translated)])))
+    return limited(pairs, room)
+
+
+def limited(pairs: pl.DataFrame, room: dict[str, int]) -> pl.DataFrame:
+    """The pairs with those marked as dropped that their language has no room for."""
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
     return pairs.with_columns(pl.coalesce("dropped", first_reason([("over_limit", full)])))
 
 
 def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
-    """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there."""
+    """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there.
+
+    Sentences by themselves have no translation to find or to measure: all are trained on.
+    """
     # The low half of the hash, so that every shard (a range of the high bits) holds its share of each split.
     place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
-    held_out = pl.when(place < dev_fraction).then(pl.lit("dev"))
-    return held_out.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
+    split = pl.when(pl.col("language") == ALONE).then(pl.lit("train")).when(place < dev_fraction).then(pl.lit("dev"))
+    return split.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))

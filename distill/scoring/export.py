@@ -126,13 +126,15 @@ def training_of(path: str) -> dict | None:
     if given is None:
         return None
     report = read_json(pairs_dir_of(given) / "report.json", {})
-    pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
+    train = report.get("splits", {}).get("train", {})
+    pairs = train.get("pairs", {})
     source = read_json(pairs_dir_of(given) / "args.json", {}).get("source_language", "en")
     return {
         "teacher": public(given["teacher_model_name_or_path"]),
         "student": public(given["student_model_name_or_path"]),
         "corpora": [public(corpus["corpus"]) for corpus in report.get("corpora", [])],
         "pairs": pairs,
+        "untranslated": train.get("untranslated", 0),
         "languages": [source, *pairs] if pairs else [],
         "command": wrapped(shlex.join(map(public, shlex.split(given["command_line"])))),
     }
@@ -170,6 +172,16 @@ def fp16_loss(entry: dict) -> str:
     lost = entry.get("compared_with", {}).get("fp32", {}).get("summary", {})
     losses = ", ".join(f"{name} {number(test['difference'], '+', digits=2)}" for name, test in lost.items())
     return f"; weights in fp16, against those in fp32: {losses}" if lost else ""
+
+
+def trained_on(training: dict) -> str:
+    """How many pairs of which languages a student has seen, in a sentence."""
+    if not training["pairs"]:
+        return "How many sentence pairs of which languages is not known: they were not found again."
+    counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
+    if training["untranslated"]:
+        counts += f"; sentences without translations: {training['untranslated']:,}"
+    return f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}."
 
 
 def model_card(
@@ -220,10 +232,6 @@ def model_card(
         parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
     if training:
         parts += ["## Training", f"Teacher: `{training['teacher']}`. Student at the start: `{training['student']}`."]
-        if training["pairs"]:
-            counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
-            parts.append(f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}.")
-        else:
-            parts.append("How many sentence pairs of which languages is not known: they were not found again.")
+        parts.append(trained_on(training))
         parts.append(training["command"])
     return "\n\n".join(parts) + "\n"

@@ -131,7 +131,8 @@ def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     table = {"source": audit(tokenizer, beginnings(dataset[rows]["source"]))}
     for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
         listed = [target for targets in dataset[np.unique(rows)]["targets"] for target in targets]
-        table[language] = audit(tokenizer, beginnings(t["sentence"] for t in listed if t["language"] == language))
+        if listed:  # else they are the rows without translations
+            table[language] = audit(tokenizer, beginnings(t["sentence"] for t in listed if t["language"] == language))
     unread = [
         f"{name} ({row['unknown_share']:.0%})" for name, row in table.items() if row["unknown_share"] > MAX_UNKNOWN
     ]

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,9 @@ from distill.encoder.packing import to_device
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
-from distill.training.tokens import TokenizedPairs, pairs_per_language
+from distill.training.tokens import UNTRANSLATED, TokenizedPairs, pairs_per_language
+
+SIDES = ("source", "target")  # of a pair, that a student can be trained on
 
 
 def scratch(folder: Path, rows: int, length: int) -> np.ndarray:
@@ -46,17 +48,18 @@ def epoch_order(
     seed: int,
     epoch: int,
     block: int = 1 << 14,
+    untranslated: bool = True,
 ) -> np.ndarray:
     """The order in which an epoch takes its pairs, (pairs,) int32: a pure function of its arguments.
 
     A row's pairs are dealt at random into groups of at most `translations_per_source`; groups are shuffled and stay
     together, so that the source sentence is encoded once for its group. `room`, (4, pairs + 1) int32, is where it
     works and where the order stands until the next call. Goes through blocks of rows: what it needs beside the room
-    does not depend on the number of pairs.
+    does not depend on the number of pairs. `untranslated`: whether rows without translations are taken.
     """
     rows, (dealt, begins, groups, order) = len(pairs.first_pair) - 1, room
     random = np.random.default_rng((seed, epoch))
-    have, take = pairs_per_language(pairs, temperature)
+    have, take = pairs_per_language(pairs, temperature, untranslated)
     phase, seen = random.integers(0, np.maximum(have, 1)), np.zeros_like(have)
     pair_count = group_count = 0
     for start in range(0, rows, block):
@@ -89,7 +92,7 @@ def epoch_order(
 
 
 class Step(NamedTuple):
-    """The sentences of an optimizer step. A source stands once for all of its pairs in it."""
+    """The sentences of an optimizer step, of the sides trained on. A source stands once for all of its pairs in it."""
 
     sentences: np.ndarray  # (n,) their numbers in TokenizedPairs
     label_rows: np.ndarray  # (n,)
@@ -98,14 +101,27 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """Which pairs form which optimizer step: a pure function of (seed, epoch, step), whatever the processes."""
+    """Which pairs form which optimizer step: a pure function of (seed, epoch, step), whatever the processes.
+
+    Where the side `source` is not trained on, rows without translations are `left_out`; UserError where no other is.
+    """
 
     def __init__(
-        self, pairs: TokenizedPairs, batch_size: int, translations_per_source: int, temperature: float, seed: int
+        self,
+        pairs: TokenizedPairs,
+        batch_size: int,
+        translations_per_source: int,
+        temperature: float,
+        seed: int,
+        sides: Collection[str] = SIDES,
     ):
-        self.pairs, self.batch_size = pairs, batch_size
+        if "source" not in sides and pairs.languages == [UNTRANSLATED]:
+            raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
+        self.pairs, self.batch_size, self.sides = pairs, batch_size, sides
         self.order_settings = (translations_per_source, temperature, seed)
-        self.per_epoch = -(-len(pairs.row_of_pair) // batch_size)
+        self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
+        self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
+        self.per_epoch = -(-self.pairs_per_epoch // batch_size)
         self.fingerprint = fingerprint(pairs.fingerprint, batch_size, self.order_settings)
         # In a file: the process that makes the steps fills it, this one sees that there is room.
         self.room = scratch(pairs.folder, 4, len(pairs.row_of_pair) + 1)
@@ -114,27 +130,30 @@ class Steps:
     def __getitem__(self, step: int) -> Step:
         epoch, step = divmod(step, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.pairs, self.room, *self.order_settings, epoch)
+            of_epoch = (self.pairs, self.room, *self.order_settings, epoch)
+            self.epoch, self.order = epoch, epoch_order(*of_epoch, untranslated="source" in self.sides)
         taken = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = self.pairs.row_of_pair[taken]
-        source_rows, weights = np.unique(rows, return_counts=True)
-        return Step(
-            np.concatenate([self.pairs.source_of_row(source_rows), self.pairs.target_of_pair(taken)]),
-            np.concatenate([source_rows, rows]),
-            np.concatenate([weights, np.ones_like(taken)]),
-            np.concatenate([np.zeros_like(source_rows), self.pairs.language_of_pair[taken] + 1]),
-        )
+        of_sides = []
+        if "source" in self.sides:
+            rows, weights = np.unique(self.pairs.row_of_pair[taken], return_counts=True)
+            of_sides.append((self.pairs.source_of_row(rows), rows, weights, np.zeros_like(rows)))
+        if "target" in self.sides:
+            taken = self.pairs.translated(taken)
+            rows, languages = self.pairs.row_of_pair[taken], self.pairs.language_of_pair[taken]
+            of_sides.append((self.pairs.target_of_pair(taken), rows, np.ones_like(taken), languages + 1))
+        return Step(*map(np.concatenate, zip(*of_sides, strict=True)))
 
     def pairs_before(self, step: int) -> int:
         """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
         epochs, steps = divmod(step, self.per_epoch)
-        return epochs * len(self.pairs.row_of_pair) + steps * self.batch_size
+        return epochs * self.pairs_per_epoch + steps * self.batch_size
 
 
 class RankStep(NamedTuple):
     """A rank's part of a step: its sentences, longest first, in micro-batches that a forward takes one by one."""
 
     pairs: int  # of the step, over all ranks
+    weight: int  # of the step's sentences, over all ranks
     rows: np.ndarray  # (n,) of the dataset
     labels: Tensor  # (n, dimension) float32
     weights: Tensor  # (n,) float32
@@ -177,6 +196,7 @@ class RankSteps(Dataset):
         taken = np.concatenate(parts)
         return RankStep(
             pairs=self.steps.pairs_before(number + 1) - self.steps.pairs_before(number),
+            weight=int(step.weights.sum()),
             rows=step.label_rows[taken],
             labels=torch.from_numpy(self.labels[step.label_rows[taken]]).float(),
             weights=torch.from_numpy(np.concatenate(weights)).float(),

@@ -13,33 +13,43 @@ from distill.encoder.tokenizer import tokenizer_text
 from distill.ranks import on_first_rank
 from distill.training.cache import fill, fingerprint, mapped
 
+UNTRANSLATED = "untranslated"  # the language of what stands among the pairs for a row without translations
+
 
 class TokenizedPairs:
     """A pairs split as token ids and tables of int32 and int64, memory-mapped.
 
     Sentences stand in row order, each source before its translations, as `encoder` reads them; pairs stand in the order
-    of their targets. `content` is the split's fingerprint.
+    of their targets. A row without translations is one pair, in a language of its own, whose target has no tokens.
+    `content` is the split's fingerprint.
     """
 
     def __init__(self, dataset, content: str, encoder: SentenceEncoder, cache_dir: Path, accelerator: Accelerator):
         table = dataset.with_format("arrow")
-        found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in table.data.column("targets").chunks]
+        targets = table.data.column("targets").chunks
+        found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in targets]
         self.languages = sorted(pa.chunked_array(found).unique().to_pylist())
+        if any(pc.any(pc.equal(pc.list_value_length(chunk), 0)).as_py() for chunk in targets):
+            self.languages.append(UNTRANSLATED)
         number = {language: i for i, language in enumerate(self.languages)}
 
         def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
             rows = table[start:stop].to_pylist()
             sentences = [s for row in rows for s in (row["source"], *(t["sentence"] for t in row["targets"]))]
             ids = encoder.token_ids(sentences)
-            counts = [len(row["targets"]) for row in rows]
+            counts = np.array([len(row["targets"]) for row in rows])
+            none_after = np.flatnonzero(counts == 0)  # sources with no translation to follow them
+            lengths = np.insert([len(i) for i in ids], none_after + np.cumsum(counts)[none_after] + 1, 0)
+            pairs = np.maximum(counts, 1)
+            languages = [t["language"] for row in rows for t in row["targets"] or [{"language": UNTRANSLATED}]]
             # The running sums begin with 0, so that item i lies between sums i and i + 1.
             zero = [0] * (start == 0)
             return {
                 "ids": np.concatenate(ids).astype(np.int32),
-                "offsets": np.cumsum(zero + [len(sentence) for sentence in ids]),
-                "row_of_pair": np.repeat(np.arange(start, stop, dtype=np.int32), counts),
-                "first_pair": np.cumsum(zero + counts),
-                "language_of_pair": np.array([number[t["language"]] for r in rows for t in r["targets"]], np.int32),
+                "offsets": np.cumsum([*zero, *lengths]),
+                "row_of_pair": np.repeat(np.arange(start, stop, dtype=np.int32), pairs),
+                "first_pair": np.cumsum([*zero, *pairs]),
+                "language_of_pair": np.array([number[language] for language in languages], np.int32),
             }
 
         parts = content, tokenizer_text(encoder.tokenizer), encoder.max_seq_length, encoder.prompt
@@ -78,20 +88,29 @@ class TokenizedPairs:
                 seen[language] += len(its)
         return [np.concatenate(rows) for rows in found]
 
+    def translated(self, pairs: np.ndarray) -> np.ndarray:
+        """Those of the pairs that have a target."""
+        alone = self.languages.index(UNTRANSLATED) if UNTRANSLATED in self.languages else -1
+        return pairs[self.language_of_pair[pairs] != alone]
+
     def target_of_pair(self, pairs: np.ndarray) -> np.ndarray:
         """The sentence that is the target of each pair: before it stand earlier targets, and sources to its own."""
         return pairs + self.row_of_pair[pairs] + 1
 
 
-def pairs_per_language(pairs: TokenizedPairs, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def pairs_per_language(
+    pairs: TokenizedPairs, temperature: float, untranslated: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """How many pairs each language has, and how many an epoch takes: in proportion to count ** (1 / temperature).
 
     Both (languages,) int64 with the same sum. At temperature 1 they are equal; a high one takes as many of each
-    (Devlin's exponential smoothing, as in Conneau & Lample 2019, arXiv 1901.07291, with alpha = 1 / temperature).
+    (Devlin's exponential smoothing, as in Conneau & Lample 2019, arXiv 1901.07291, with alpha = 1 / temperature). With
+    `untranslated` False none is taken for rows without translations, as if there were none.
     """
     blocks = range(0, len(pairs.language_of_pair), 1 << 16)
     parts = (pairs.language_of_pair[start : start + (1 << 16)] for start in blocks)
     have = sum(np.bincount(part, minlength=len(pairs.languages)) for part in parts)
-    share = have ** (1 / temperature)
-    ends = np.rint(np.cumsum(share / share.sum()) * have.sum()).astype(np.int64)
+    there = have * [untranslated or language != UNTRANSLATED for language in pairs.languages]
+    share = there ** (1 / temperature)
+    ends = np.rint(np.cumsum(share / share.sum()) * there.sum()).astype(np.int64)
     return have, np.diff(ends, prepend=0)

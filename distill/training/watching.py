@@ -21,6 +21,7 @@ from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_rank
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
+from distill.training.cache import fingerprint
 from distill.training.checkpoints import Progress
 from distill.training.steps import RankStep
 
@@ -60,7 +61,8 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
                 "anew with a larger --dev_fraction"
             )
         result["mean_accuracy"] = float(np.mean(accuracies))
-        result["mean_similarity"] = mean_similarity(np.stack([vector[s] for s in dict.fromkeys(dev["source"])]))
+        sources = [vector[source] for source in dict.fromkeys(dev["source"]) if source in vector]
+        result["mean_similarity"] = mean_similarity(np.stack(sources))
         if sts is not None:
             correlations = sts_scores(sts, similarities(sts, vector))
             result["sts"] = {name: found["spearman_cosine"] for name, found in correlations.items()}
@@ -69,6 +71,12 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
 
     # They decide what all ranks do next, and another rank's may differ in their last digits.
     return on_first_rank(scores, accelerator)
+
+
+def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
+    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
+    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
+    return fingerprint(best_metric, *(part for content in contents for part in content))
 
 
 def mean_similarity(vectors: np.ndarray) -> float | None:
