@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
 from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
-from distill.encoder.packing import ending_out_of_memory, out_of_memory, to_device
+from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.folders import check_output, claimed, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import load_pairs
@@ -57,9 +57,10 @@ from distill.training.student import (
     parameter_groups,
     set_dropout,
     settle_gradient_order,
+    update,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Metrics, Tally, evaluate, evaluation_report, progress_bar
+from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
 
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
@@ -71,6 +72,7 @@ DECIDING = (
 )
 TRAINED = "a trained student"  # the kind of folder that student/ is
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,10 +84,17 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument("--teacher_prompt", type=str, metavar="TEXT", help="put before what it reads ('': nothing)")
+    prompts.add_argument("--teacher_prompt_name", metavar="NAME", help="its folder's (if not given: the default)")
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument("--student_prompt", type=str, metavar="TEXT", help="the same, and its default when saved")
+    prompts.add_argument("--student_prompt_name", metavar="NAME", help="the same, of the student's folder")
     widths = data.add_mutually_exclusive_group()
     widths.add_argument("--label_pca", action="store_true", help="narrow the labels to the student's width by PCA")
     widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
     data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
+    data.add_argument("--teacher_dtype", choices=DTYPES, help="of its weights (fp32; GPU and fp16 labels: bf16)")
     data.add_argument("--max_seq_length", type=at_least(1), default=128, help="tokens the student reads of a sentence")
     data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
     training = parser.add_argument_group("training")
@@ -144,19 +153,6 @@ def backward(model, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
     return errors
 
 
-def update(optimizer) -> None:
-    """A step of the optimizer; UserError where there is no memory for its state, which the first step makes."""
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(
-            "out of memory for the optimizer, which keeps two numbers for each trained weight: train fewer "
-            "(--freeze_embeddings, build_student.py trim) or spread them over GPUs (accelerate_configs/fsdp2.yaml)"
-        ) from error
-
-
 # ---------------------------------------------------------------- what the run is made of
 
 
@@ -201,10 +197,18 @@ def load_splits(pairs_dir: str) -> dict:
     return {name: dataset[name] for name in ("train", "dev")}
 
 
-def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
+def load_models(args: argparse.Namespace, accelerator: Accelerator) -> tuple[SentenceEncoder, SentenceEncoder]:
     """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
-    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
-    student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length)
+    half = accelerator.device.type == "cuda" and args.label_dtype == "fp16"
+    dtype, say = args.teacher_dtype or ("bf16" if half else "fp32"), accelerator.on_main_process(print)
+    prompt = args.teacher_prompt, args.teacher_prompt_name
+    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path, None, *prompt, DTYPES[dtype])
+    prompt = args.student_prompt, args.student_prompt_name
+    student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length, *prompt)
+    if teacher.prompt or student.prompt:
+        say(f"teacher reads {teacher.reads}, student reads {student.reads}")
+    if student.max_seq_length < args.max_seq_length:
+        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     if args.projection:
         linear = torch.nn.Linear(student.dimension, teacher.dimension)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
@@ -229,12 +233,6 @@ def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
     if args.gradient_checkpointing:
         checkpoint_gradients(student.transformer)
     set_dropout(student, args.dropout)
-
-
-def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
-    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
-    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
-    return fingerprint(best_metric, *(part for content in contents for part in content))
 
 
 def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: argparse.Namespace) -> tuple:
@@ -281,10 +279,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # Data, teacher and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
-    teacher, student = together(partial(load_models, args), accelerator)
+    teacher, student = together(partial(load_models, args, accelerator), accelerator)
     together(partial(shape_student, student, args), accelerator)
-    if student.max_seq_length < args.max_seq_length:
-        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
@@ -311,6 +307,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     settings = {f"--{name}": getattr(args, name) for name in DECIDING} | {
         "--mixed_precision": accelerator.mixed_precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
+        "--student_prompt": repr(student.prompt),
         "on other pairs, or with another tokenizer": steps.fingerprint,
         "on labels of another teacher": labels_fingerprint,
         "from a student of other settings": fingerprint(whole.settings),

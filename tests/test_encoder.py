@@ -313,7 +313,6 @@ def test_long_sentences_are_cut_at_the_limit():
         ("no config", "has no config.json"),
         ("module", "modules.json lists Transformer LSTM Dense Normalize, which is not supported"),
         ("pooling", "the pooling must be one of"),
-        ("instructor", "a pooling that leaves out the prompt"),
         ("residual", "a Dense layer with a residual or on tokens is not supported"),
         ("order", "modules.json lists Transformer Pooling Normalize Dense, which is not supported"),
         ("prompt", "its default prompt 'nothing' is not among its prompts \\['query'\\]"),
@@ -345,8 +344,6 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
         change("modules.json", "models.Pooling", "models.LSTM")
     elif damage == "pooling":
         (folder / "1_Pooling/config.json").write_text("{}")
-    elif damage == "instructor":
-        change("1_Pooling/config.json", "{", '{"include_prompt": false,')
     elif damage == "residual":
         change("2_Dense/config.json", "{", '{"use_residual": true,')
     elif damage == "order":

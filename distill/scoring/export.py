@@ -66,8 +66,8 @@ def public(spec: str) -> str:
 
 
 def public_settings(settings: dict) -> dict:
-    """The settings of an evaluation, but for those that are about this machine alone."""
-    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences")
+    """The settings of an evaluation, but for those that are about this machine alone, and prompts, said elsewhere."""
+    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences", "prompt", "prompt_name")
     kept = {name: value for name, value in settings.items() if name not in private}
     for name, value in kept.items():
         if isinstance(value, str):
@@ -128,13 +128,15 @@ def training_of(path: str) -> dict | None:
     report = read_json(pairs_dir_of(given) / "report.json", {})
     pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
     source = read_json(pairs_dir_of(given) / "args.json", {}).get("source_language", "en")
+    words = ["", *shlex.split(given["command_line"])]
+    shown = [word if before.endswith("_prompt") else public(word) for before, word in itertools.pairwise(words)]
     return {
         "teacher": public(given["teacher_model_name_or_path"]),
         "student": public(given["student_model_name_or_path"]),
         "corpora": [public(corpus["corpus"]) for corpus in report.get("corpora", [])],
         "pairs": pairs,
         "languages": [source, *pairs] if pairs else [],
-        "command": wrapped(shlex.join(map(public, shlex.split(given["command_line"])))),
+        "command": wrapped(shlex.join(shown)),
     }
 
 

@@ -4,6 +4,7 @@ import torch
 
 from distill.command import UserError
 from distill.encoder.model_folder import layer_list
+from distill.encoder.packing import out_of_memory
 from distill.encoder.sentence_encoder import SentenceEncoder
 
 
@@ -52,6 +53,19 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def update(optimizer) -> None:
+    """A step of the optimizer; UserError where there is no memory for its state, which the first step makes."""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory for the optimizer, which keeps two numbers for each trained weight: train fewer "
+            "(--freeze_embeddings, build_student.py trim) or spread them over GPUs (accelerate_configs/fsdp2.yaml)"
+        ) from error
 
 
 def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:

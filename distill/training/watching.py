@@ -21,12 +21,19 @@ from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_rank
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
+from distill.training.cache import fingerprint
 from distill.training.steps import RankStep
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
+
+
+def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
+    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
+    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
+    return fingerprint(best_metric, *(part for content in contents for part in content))
 
 
 def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
