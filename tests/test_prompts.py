@@ -1,6 +1,7 @@
 """Prompts: what models read before a sentence, in training, in scores, and as sentence-transformers has it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_a_student_of_prompts_is_that_of_sentence_transformers(
 
 def test_what_is_read_is_said_only_where_there_is_a_prompt(pairs, queries, student, tmp_path, capsys):
     assert train(*options(pairs, queries, student), *folders(tmp_path)) == 0
-    assert "reads 'a" not in capsys.readouterr().out
+    assert "teacher reads" not in capsys.readouterr().out
     assert train(*options(pairs, queries, student, "--student_prompt", "x "), *folders(tmp_path / "other")) == 0
     assert "\nteacher reads sentence, student reads 'x ' + sentence\n" in capsys.readouterr().out
 
@@ -187,6 +188,24 @@ def test_labels_of_a_teacher_in_bf16(pairs, teacher, student, tmp_path):
     for other in others:
         cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
         assert np.abs(one - other).max() > 0 and cosines.min() > 0.999
+
+
+@pytest.mark.parametrize(
+    "device, given, dtype",
+    [
+        ("cpu", ["--label_dtype", "fp16"], torch.float32),
+        ("cuda", [], torch.float32),
+        ("cuda", ["--label_dtype", "fp16"], torch.bfloat16),
+        ("cuda", ["--label_dtype", "fp16", "--teacher_dtype", "fp32"], torch.float32),
+    ],
+)
+def test_a_teacher_is_in_bf16_by_itself_on_a_gpu_for_fp16_labels(
+    pairs, teacher, student, tmp_path, device, given, dtype
+):
+    args = train_distill.build_parser().parse_args([*options(pairs, teacher, student), *folders(tmp_path), *given])
+    accelerator = SimpleNamespace(device=torch.device(device), on_main_process=lambda function: function)
+    taught, learning = train_distill.load_models(args, accelerator)
+    assert (taught.transformer.dtype, learning.transformer.dtype) == (dtype, torch.float32)
 
 
 # ---------------------------------------------------------------- scores
