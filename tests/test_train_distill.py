@@ -883,7 +883,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
             {"output_dir": "{tmp}/a-student", "resume_from_checkpoint": "latest"},
             "holds 1_Pooling, and no args.json of a run",
         ),
-        ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has no padding token"),
+        ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has neither a padding nor"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no settings.json"),
     ],
 )
