@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="'tatoeba.{en,it}', pairs folders")
     what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
+    what.add_argument("--prompt", nargs="+", type=str, default=[], metavar="[NAME=]TEXT", help="before each sentence")
+    what.add_argument("--prompt_name", nargs="+", default=[], metavar="[NAME=]PROMPT", help="one of the folder's")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
     what.add_argument("--bootstrap_samples", type=at_least(1, 100_000), default=1000, help="for intervals and tests")
     what.add_argument("--seed", type=at_least(0), default=42, help="of the resamples")
@@ -87,7 +89,7 @@ Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary
 
 def named(spec: str) -> tuple[str, str]:
     """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'."""
-    match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec)
+    match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec, re.DOTALL)
     return match[1] or "", match[2]
 
 
@@ -103,6 +105,24 @@ def named_models(specs: list[str]) -> dict[str, str]:
             raise UserError(f"two models are called {name}: tell them apart, as in {name}2={path}")
         models[name] = path
     return models
+
+
+def prompts_of(texts: list[str], prompt_names: list[str], models: list[str]) -> dict[str, dict[str, str]]:
+    """What `SentenceEncoder.from_pretrained` is told of each model's prompt, from specs of --prompt and --prompt_name.
+
+    One without NAME= is for every model that has none of its own.
+    """
+    given = {}
+    for option, specs in (("prompt", texts), ("prompt_name", prompt_names)):
+        for spec in specs:
+            name, text = named(spec)
+            if name not in ("", *models):
+                others = f"only {', '.join(models)}: give each its own, as in {models[0]}={spec}"
+                raise UserError(f"--{option} {spec!r}: no model is called {name}, {others}")
+            if name in given:
+                raise UserError(f"--{option} {spec!r} is a second prompt for {name or 'all models'}: give one")
+            given[name] = {option: text}
+    return {name: given.get(name, given.get("", {})) for name in models}
 
 
 def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
@@ -232,9 +252,9 @@ def embed(
 
 
 def score(
-    name: str, path: str, vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
+    vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
 ) -> tuple[dict, Scores]:
-    """A model's entry in scores.json, and what models are compared by."""
+    """A model's scores as scores.json has them, and what models are compared by."""
     samples, seed = args.bootstrap_samples, args.seed
     sts_entry, sts = score_sts(sets, vector, samples, seed)
     bitext_entry, bitext = {}, {}
@@ -242,7 +262,7 @@ def score(
         bitext_entry, bitext = score_bitext(bitexts, vector, labels, args.margin, device, samples, seed)
     summary = means(sets, sts, bitext)
     summary_entry = {kind: {"value": mean.value, "ci": interval(mean.resamples)} for kind, mean in summary.items()}
-    entry = {"name": name, "path": path, "sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
+    entry = {"sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
     return entry, {"sts": sts, "bitext": bitext, "summary": summary}
 
 
@@ -275,6 +295,9 @@ def main(args: argparse.Namespace) -> None:
         accelerator.print("fp16 needs a GPU: this run computes in fp32")
     models = named_models(args.model_name_or_path)
     check(args, models)
+    teacher_path = args.teacher_model_name_or_path
+    prompts = prompts_of(args.prompt, args.prompt_name, [*models, *["teacher"] * bool(teacher_path)])
+    of_teacher = [n for n, path in models.items() if path == teacher_path and prompts[n] == prompts["teacher"]]
     sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
     bitexts = read_all(args.bitext, read_bitext)
     alone = [one.name for one in bitexts if len(one.sources) < 2]
@@ -285,22 +308,22 @@ def main(args: argparse.Namespace) -> None:
     sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
     sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
 
-    def load(path: str) -> SentenceEncoder:
-        return SentenceEncoder.from_pretrained(path).to(accelerator.device)
+    def load(path: str, name: str) -> SentenceEncoder:
+        return SentenceEncoder.from_pretrained(path, **prompts[name]).to(accelerator.device)
 
     def vectors(encoder: SentenceEncoder, name: str, sentences: list[str]) -> dict[str, np.ndarray]:
         return embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
 
     def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder: SentenceEncoder) -> tuple[dict, Scores]:
-        teachers = labels.get(encoder.normalize)
-        return score(name, models[name], vector, teachers, sets, bitexts, args, accelerator.device)
+        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, accelerator.device)
+        return {"name": name, "path": models[name], "prompt": encoder.prompt} | entry, found
 
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
-    teacher_path, labels = args.teacher_model_name_or_path, {}
+    labels = {}
     if teacher_path:
-        teacher = load(teacher_path)
+        teacher = load(teacher_path, "teacher")
         normalize, teacher.normalize = teacher.normalize, False
-        raw = vectors(teacher, "teacher", sentences if teacher_path in models.values() else sources)
+        raw = vectors(teacher, "teacher", sentences if of_teacher else sources)
         teacher.normalize = normalize
         labels = {False: raw, True: raw}
         if normalize:
@@ -308,15 +331,17 @@ def main(args: argparse.Namespace) -> None:
 
     # Each model in turn; one that cannot be loaded is told of at the end
     entries, compared, nearness = [], {}, {}
+    reads = [f"teacher reads {teacher.reads}"] if teacher_path and teacher.prompt else []
     for name, path in models.items():
         try:
-            encoder = teacher if path == teacher_path else load(path)
-            vector = labels[teacher.normalize] if path == teacher_path else vectors(encoder, name, sentences)
+            encoder = teacher if name in of_teacher else load(path, name)
+            vector = labels[teacher.normalize] if name in of_teacher else vectors(encoder, name, sentences)
         except UserError as error:
             entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
             continue
         entry, compared[name] = scored_on_all(name, vector, encoder)
         entries.append(entry)
+        reads += [f"{name} reads {encoder.reads}"] if encoder.prompt else []
         nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
     failed = [entry["error"] for entry in entries if "error" in entry]
     if not compared:
@@ -327,7 +352,7 @@ def main(args: argparse.Namespace) -> None:
     # Scores
     settings = vars(args) | {"device": accelerator.device.type, "mixed_precision": accelerator.mixed_precision}
     about = {"settings": settings, "versions": {package: version(package) for package in PACKAGES}}
-    about["notes"] = list(dict.fromkeys(note for name in compared for note in notes[name]))
+    about["notes"] = list(dict.fromkeys([*reads, *(note for name in compared for note in notes[name])]))
     scores = {"models": [defined(entry) for entry in entries]} | about
     if accelerator.is_main_process:
         with writing(args.output_dir), replaced_folder(args.output_dir, args, "scores") as folder:

@@ -12,12 +12,10 @@ sentence-transformers folder.
 import argparse
 import importlib.util
 import math
-import os
 import socket
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +25,12 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
-from transformers import get_linear_schedule_with_warmup
 
 from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
-from distill.encoder.packing import ending_out_of_memory, out_of_memory, to_device
+from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import check_output, claimed, replaced_folder, write_json, writing
-from distill.pairs.pairs_folder import load_pairs
+from distill.folders import check_output, claimed, write_json, writing
+from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import (
     agree,
     check_processes,
@@ -48,17 +45,28 @@ from distill.ranks import (
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint, fingerprint
-from distill.training.checkpoints import LOCK, RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from distill.training.checkpoints import (
+    LOCK,
+    RUN,
+    TRAINED,
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_student,
+    saved_student,
+)
 from distill.training.labels import teacher_labels
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps
 from distill.training.student import (
     checkpoint_gradients,
     freeze,
     gathered,
-    parameter_groups,
+    optimizer_and_schedule,
     set_dropout,
     settle_gradient_order,
     start_projection,
+    update,
 )
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
@@ -71,8 +79,8 @@ DECIDING = (
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
-TRAINED = "a trained student"  # the kind of folder that student/ is
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,10 +92,17 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument("--teacher_prompt", type=str, metavar="TEXT", help="put before what it reads ('': nothing)")
+    prompts.add_argument("--teacher_prompt_name", metavar="NAME", help="its folder's (if not given: the default)")
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument("--student_prompt", type=str, metavar="TEXT", help="the same, and its default when saved")
+    prompts.add_argument("--student_prompt_name", metavar="NAME", help="the same, of the student's folder")
     widths = data.add_mutually_exclusive_group()
     widths.add_argument("--label_pca", action="store_true", help="narrow the labels to the student's width by PCA")
     widths.add_argument("--projection", action="store_true", help="train a layer up to the teacher's width")
     data.add_argument("--label_dtype", choices=LABEL_DTYPES, default="fp32", help="of labels on disk")
+    data.add_argument("--teacher_dtype", choices=DTYPES, help="of its weights (fp32; GPU and fp16 labels: bf16)")
     data.add_argument("--max_seq_length", type=at_least(1), default=128, help="tokens the student reads of a sentence")
     data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
     training = parser.add_argument_group("training")
@@ -148,19 +163,6 @@ def backward(model, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
     return errors
 
 
-def update(optimizer) -> None:
-    """A step of the optimizer; UserError where there is no memory for its state, which the first step makes."""
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(
-            "out of memory for the optimizer, which keeps two numbers for each trained weight: train fewer "
-            "(--freeze_embeddings, build_student.py trim) or spread them over GPUs (accelerate_configs/fsdp2.yaml)"
-        ) from error
-
-
 # ---------------------------------------------------------------- what the run is made of
 
 
@@ -171,13 +173,6 @@ def start(args: argparse.Namespace) -> Accelerator:
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
     check_processes(accelerator)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
-        raise UserError("FSDP is used in its version 2 and on GPUs, as in accelerate_configs/fsdp2.yaml")
-    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
-        # As DDP under autocast: accelerate would also sum gradients, and hand the loss its vectors, in half precision.
-        plugin = accelerator.state.fsdp_plugin
-        policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
-        plugin.mixed_precision_policy = policy
     set_seed(args.seed)  # the same on all ranks, for weights that a student gets anew
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
@@ -197,18 +192,18 @@ def metric_for_best_model(args: argparse.Namespace) -> str:
     return best_metric
 
 
-def load_splits(pairs_dir: str) -> dict:
-    """The pairs to train on, and those to choose the best student by; UserError when there are none of these."""
-    dataset = load_pairs(pairs_dir)
-    if "dev" not in dataset:
-        raise UserError(f"{pairs_dir} has no dev split: build it with a --dev_fraction above 0")
-    return {name: dataset[name] for name in ("train", "dev")}
-
-
-def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
+def load_models(args: argparse.Namespace, accelerator: Accelerator) -> tuple[SentenceEncoder, SentenceEncoder]:
     """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
-    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
-    student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length)
+    half = accelerator.device.type == "cuda" and args.label_dtype == "fp16"
+    dtype, say = args.teacher_dtype or ("bf16" if half else "fp32"), accelerator.on_main_process(print)
+    prompt = args.teacher_prompt, args.teacher_prompt_name
+    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path, None, *prompt, DTYPES[dtype])
+    prompt = args.student_prompt, args.student_prompt_name
+    student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length, *prompt)
+    if teacher.prompt or student.prompt:
+        say(f"teacher reads {teacher.reads}, student reads {student.reads}")
+    if student.max_seq_length < args.max_seq_length:
+        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     if args.projection:
         linear = torch.nn.Linear(student.dimension, teacher.dimension)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
@@ -235,23 +230,20 @@ def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
     set_dropout(student, args.dropout)
 
 
-def optimizer_and_schedule(student: SentenceEncoder, total_steps: int, args: argparse.Namespace) -> tuple:
-    """AdamW, and a learning rate that rises and then falls to 0, in straight lines."""
-    groups = parameter_groups(student, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, eps=args.adam_epsilon, fused=True)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * total_steps), total_steps)
+def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
+    """What a run must go on with, as options and for `load_checkpoint`."""
+    return {f"--{name}": getattr(args, name) for name in DECIDING} | {
+        "--mixed_precision": precision,
+        "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
+        "--student_prompt": repr(student.prompt),
+        "from a student of other settings": fingerprint(student.settings),
+    }
 
 
 def write_args(output_dir: Path, args: argparse.Namespace) -> None:
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "args.json", vars(args) | {"kind": RUN})
-
-
-def save_student(student: SentenceEncoder, accelerator: Accelerator, args: argparse.Namespace) -> None:
-    if accelerator.is_main_process:
-        with replaced_folder(Path(args.output_dir) / "student", args, TRAINED) as folder:
-            student.save(folder)
 
 
 # ---------------------------------------------------------------- the run
@@ -279,11 +271,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # Data, teacher and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
+    trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
-    teacher, student = together(partial(load_models, args), accelerator)
+    teacher, student = together(partial(load_models, args, accelerator), accelerator)
     together(partial(shape_student, student, args), accelerator)
-    if student.max_seq_length < args.max_seq_length:
-        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
@@ -304,26 +295,26 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     if steps.left_out:
         say(f"--train_on target: {steps.left_out} rows without translations are left out")
     total_steps = args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
-    optimizer, schedule = optimizer_and_schedule(student, total_steps, args)
+    rates = args.learning_rate, args.warmup_ratio, args.adam_epsilon, args.weight_decay
+    optimizer, schedule = optimizer_and_schedule(student, total_steps, *rates)
     # FSDP spreads the student over the ranks, where only training can use it.
     whole = deepcopy(student).to(device) if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
 
     # Resume
     progress = Progress()
-    settings = {f"--{name}": getattr(args, name) for name in DECIDING} | {
-        "--mixed_precision": accelerator.mixed_precision,
-        "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
+    settings = run_settings(args, accelerator.mixed_precision, total_steps, whole) | {
         "on other pairs, or with another tokenizer": steps.fingerprint,
         "on labels of another teacher": labels_fingerprint,
-        "from a student of other settings": fingerprint(whole.settings),
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, settings)
-        if not on_first_rank((output_dir / "student").is_dir, accelerator):  # taken to another folder
-            progress.forget_best()
+    # student/ may be of a later step than a checkpoint to which a run goes back, or not be there at all
+    saved = on_first_rank(partial(saved_student, output_dir / "student"), accelerator)
+    if saved[0] == 0:
+        progress.forget_best()
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
@@ -358,8 +349,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
                 metrics.write(progress.step, scores)
                 better = progress.judge(scores[best_metric])
                 tell(evaluation_report(progress, best_metric, scores), sys.stderr)
-                if better:
-                    together(partial(save_student, whole, accelerator, args), accelerator, output_dir)
+                if better and progress.best_score >= saved[1]:
+                    saved = progress.best_step, progress.best_score
+                    about = argparse.Namespace(**vars(args), step=saved[0], score=saved[1], trained_on=trained_on)
+                    on_first_rank(partial(save_student, whole, output_dir / "student", about), accelerator, output_dir)
         agree(accelerator)
         if progress.step > 0 and due(progress.saved, 1 if stopping() else args.checkpointing_steps):
             progress.lines, progress.unlogged, progress.saved = len(metrics.lines), tally.unlogged(), progress.step
@@ -396,7 +389,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         leave()
     if tally.pairs:
         say(tally.summary())
-    say(f"{output_dir / 'student'}: step {progress.best_step}, dev {best_metric} {progress.best_score:.4f}")
+    say(f"{output_dir / 'student'}: step {saved[0]}, dev {best_metric} {saved[1]:.4f}")
 
 
 if __name__ == "__main__":

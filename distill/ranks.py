@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -181,9 +182,16 @@ def on_first_rank(work: Callable, accelerator: Accelerator, folder: Path | None 
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """UserError where the launcher started processes that know nothing of each other."""
+    """UserError where the launcher started processes that know nothing of each other, or FSDP of another version."""
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the launcher started several separate runs: on CPU set ACCELERATE_USE_CPU=true")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
+        raise UserError("FSDP is used in its version 2 and on GPUs, as in accelerate_configs/fsdp2.yaml")
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # As DDP under autocast: accelerate would also sum gradients, and hand the loss its vectors, in half precision.
+        plugin = accelerator.state.fsdp_plugin
+        policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
+        plugin.mixed_precision_policy = policy
 
 
 def disk_is_full(folder: Path) -> bool:

@@ -61,6 +61,34 @@ def test_a_reader_that_has_gone(tmp_path):
     assert (done.returncode, done.stderr) == (128 + 13, "build_pairs.py: stopped by SIGPIPE\n")
 
 
+ENDING = """
+import time
+from distill.command import Stopped, UserError, run
+
+def main(_):
+    time.sleep(0.5)  # until the reader has gone
+    raise {}("why")
+
+run(main, None)
+"""
+
+
+@pytest.mark.parametrize("end, code", [("Stopped", 75), ("UserError", 2)])
+def test_the_exit_code_stands_when_nobody_reads_why(tmp_path, end, code):
+    """Both streams go to one reader, as to tee, which Ctrl-C ends too."""
+    (tmp_path / "ending.py").write_text(ENDING.format(end))
+    command = f"{sys.executable} {tmp_path}/ending.py 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["bash", "-c", command], env=environment, timeout=100).returncode == code
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    command = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} {ROOT}/build_pairs.py --corpus x --output_dir y"
+    command += " --target_languages it"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "error: the folder that you are in exists no more: go to another" in done.stderr
+
+
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(tmp_path, redirected):
     done = build_two_pairs(tmp_path, redirected)

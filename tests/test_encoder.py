@@ -313,13 +313,14 @@ def test_long_sentences_are_cut_at_the_limit():
         ("no config", "has no config.json"),
         ("module", "modules.json lists Transformer LSTM Dense Normalize, which is not supported"),
         ("pooling", "the pooling must be one of"),
-        ("instructor", "a pooling that leaves out the prompt"),
         ("residual", "a Dense layer with a residual or on tokens is not supported"),
         ("order", "modules.json lists Transformer Pooling Normalize Dense, which is not supported"),
         ("prompt", "its default prompt 'nothing' is not among its prompts \\['query'\\]"),
         ("tokenizer", "has no tokenizer"),
         ("weights", "cannot be loaded as a model"),
         ("cut weights", "cannot be loaded as a model"),
+        ("nan", "gives vectors that are not finite: its weights are damaged"),
+        ("adapter", "holds an adapter .adapter_config.json.: merge it into the model"),
         ("other names", "model lacks 37 of the model's weights, such as embeddings.LayerNorm.bias: save it anew"),
         ("a pointer", "cannot be loaded as a model"),
         ("width", "a Dense layer takes 32 dimensions, and is given 64"),
@@ -345,8 +346,6 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
         change("modules.json", "models.Pooling", "models.LSTM")
     elif damage == "pooling":
         (folder / "1_Pooling/config.json").write_text("{}")
-    elif damage == "instructor":
-        change("1_Pooling/config.json", "{", '{"include_prompt": false,')
     elif damage == "residual":
         change("2_Dense/config.json", "{", '{"use_residual": true,')
     elif damage == "order":
@@ -360,6 +359,11 @@ def test_what_is_no_model_is_refused(tmp_path, damage, message):
             path.unlink()
     elif damage == "cut weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    elif damage == "nan":
+        weights = load_file(folder / "model.safetensors")
+        save_file({name: w * float("nan") for name, w in weights.items()}, folder / "model.safetensors")
+    elif damage == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     elif damage == "other names":  # as a wrapper's state_dict has them
         weights = load_file(folder / "model.safetensors")
         save_file({f"module.{name}": w for name, w in weights.items()}, folder / "model.safetensors")

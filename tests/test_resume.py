@@ -1,5 +1,6 @@
 """A run may be cut anywhere and goes on as if nothing had happened: signals, kills, dead ranks, damage, full disks."""
 
+import json
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from conftest import (
 )
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import train_distill
 from benchmarks.kill_and_resume import acting_in, owner_of
 from distill import ranks
 from distill.command import UserError
@@ -39,6 +41,7 @@ pytestmark = pytest.mark.xdist_group("resume")  # the uninterrupted runs are mad
 OPTIONS = (
     "--max_train_steps 30 --logging_steps 4 --checkpointing_steps 5 --eval_steps 7 --learning_rate 1e-3 --dropout 0.1"
 )
+SCORES = {"bitext": {"it": {"mean_accuracy": 0.0}}, "mean_similarity": 0.0}
 LATEST = ("--resume_from_checkpoint", "latest")
 
 
@@ -544,6 +547,40 @@ def test_going_back_leaves_no_later_checkpoint(given, whole, tmp_path):
     assert seen == [[5, 10, 15, 20, 25, 30], [15], [20], [25]], "old ones go when the new one is whole"
     assert checkpoint_steps(tmp_path) == [30]
     assert_same_run(tmp_path, whole)
+
+
+def said_and_saved(folder: Path, said: str) -> None:
+    """The student that a run says it has is the one that lies there."""
+    made = json.loads((folder / "run/student/args.json").read_text())
+    assert f"run/student: step {made['step']}, dev mean_accuracy {made['score']:.4f}" in said
+    line = next(line for line in metrics(folder) if line["step"] == made["step"] and "mean_accuracy" in line)
+    assert line["mean_accuracy"] == made["score"]
+
+
+def test_a_run_that_goes_back_and_ends_early_says_which_student_it_has(given, tmp_path, capsys):
+    """It is the better one of later steps; they were taken, and are not taken again."""
+    scores = [0.1, 0.2, 0.3, 0.9, 0.2, 0.2]  # at steps 0, 7, 14, 21, 28, 30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_distill, "evaluate", lambda *_: SCORES | {"mean_accuracy": scores.pop(0)})
+        keep = ("--checkpoints_total_limit", "9")
+        assert train(*given, *folders(tmp_path), *keep) == 0
+        said_and_saved(tmp_path, capsys.readouterr().out)
+        best = (tmp_path / "run/student/model.safetensors").read_bytes()
+        scores = [0.25, 0.25]
+        back = ("--resume_from_checkpoint", f"{tmp_path}/run/checkpoint-10", "--early_stopping_patience", "1", *keep)
+        assert train(*given, *folders(tmp_path), *back) == 0
+    assert "run/student: step 21, dev mean_accuracy 0.9000" in capsys.readouterr().out
+    assert (tmp_path / "run/student/model.safetensors").read_bytes() == best
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, flip_a_bit])
+def test_a_damaged_student_is_not_taken_for_the_best_one(given, two_checkpoints, capsys, damage):
+    shutil.rmtree(two_checkpoints / "run/checkpoint-30")
+    damage(two_checkpoints / "run/student/model.safetensors")
+    assert train(*given, *folders(two_checkpoints), *LATEST) == 0
+    said_and_saved(two_checkpoints, capsys.readouterr().out)
+    weights = two_checkpoints / "run/student/model.safetensors"
+    assert checkpoints.file_entry(weights) == json.loads((weights.parent / "args.json").read_text())["weights"]
 
 
 def test_a_user_s_copies_of_checkpoints_stay(given, whole, two_checkpoints):

@@ -893,7 +893,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
         ({"output_dir": "{tmp}/foreign"}, "foreign/student holds thesis.txt, which no script wrote"),
-        ({"output_dir": "{tmp}/file"}, "file/student cannot be written (Not a directory)"),
+        ({"output_dir": "{tmp}/file"}, "file cannot be written (File exists)"),
         ({"cache_dir": "{tmp}/file/cache"}, "file/cache cannot be written (Not a directory)"),
         ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, and no args.json of a run: name another folder"),
         ({"output_dir": "{tmp}/theirs", "resume_from_checkpoint": "latest"}, "theirs holds thesis.txt, and no"),
@@ -902,7 +902,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
             {"output_dir": "{tmp}/a-student", "resume_from_checkpoint": "latest"},
             "holds 1_Pooling, and no args.json of a run",
         ),
-        ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has no padding token"),
+        ({"student_model_name_or_path": "{tmp}/no-pad"}, "no-pad: its tokenizer has neither a padding nor"),
         ({"resume_from_checkpoint": "{tmp}/empty"}, "empty is no checkpoint: it has no settings.json"),
     ],
 )

@@ -75,14 +75,15 @@ def read_config(folder: Path) -> dict:
     return read_json(path, {})
 
 
-def read_modules(folder: Path) -> tuple[Path, str, nn.Sequential, bool]:
-    """The folder of a model's transformer, its pooling, its Dense layers, and whether Normalize follows them.
+def read_modules(folder: Path) -> tuple[Path, str, bool, nn.Sequential, bool]:
+    """The folder of a model's transformer, its pooling, whether that includes a prompt, its Dense layers, and whether
+    Normalize follows them.
 
     Without modules.json it is a plain transformer, and pooled by the mean. UserError for any other sequence.
     """
     path = folder / "modules.json"
     if not path.is_file():
-        return folder, "mean", nn.Sequential(), False
+        return folder, "mean", True, nn.Sequential(), False
     try:
         modules = [(str(module["type"]).rpartition(".")[2], folder / module["path"]) for module in read_json(path, [])]
     except (TypeError, KeyError):
@@ -95,20 +96,22 @@ def read_modules(folder: Path) -> tuple[Path, str, nn.Sequential, bool]:
         )
     (_, root), (_, pooling), *others = modules
     dense = nn.Sequential(*(read_dense(path) for kind, path in others if kind == "Dense"))
-    return root, read_pooling(pooling), dense, kinds.endswith("Normalize")
+    return root, *read_pooling(pooling), dense, kinds.endswith("Normalize")
 
 
-def read_transformer(folder: Path) -> nn.Module:
-    """A transformer in fp32; of T5 and its kin the encoder.
+def read_transformer(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A transformer; of T5 and its kin the encoder.
 
     UserError where the weights are not those of the configuration: transformers would make up what they lack, and
     leave out what is too many. A pooler's are not needed, no sentence vector comes from it; and what is too many
     outside of the layers is of a head.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter (adapter_config.json): merge it into the model and save that")
     t5 = read_config(folder).get("model_type") in ("t5", "mt5", "umt5")
     automatic = AutoModelForTextEncoding if t5 else AutoModel
     transformer, found = automatic.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
     if mismatched := sorted(found["mismatched_keys"]):
         name, shape, expected = mismatched[0]
@@ -156,25 +159,29 @@ def longest_input(transformer) -> int:
     return min(longest, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
 
 
-def read_pooling(path: Path) -> str:
-    """The pooling of 1_Pooling, several joined by '+': `pooling_mode` since version 6, one key per mode before."""
+def read_pooling(path: Path) -> tuple[str, bool]:
+    """The pooling of 1_Pooling, several joined by '+', and whether it includes a prompt's tokens.
+
+    `pooling_mode` since version 6, one key per mode before.
+    """
     config = read_config(path)
     modes = config.get("pooling_mode") or [mode for mode, key in POOLING_KEYS.items() if config.get(key)]
     modes = modes if isinstance(modes, list) else [modes]
     if not modes or not all(mode in [*POOLING_KEYS] for mode in modes):
         raise UserError(f"{path}: the pooling must be one of {', '.join(POOLING_KEYS)}, found {modes or config}")
-    if config.get("include_prompt") is False:
-        raise UserError(f"{path}: a pooling that leaves out the prompt (include_prompt) is not supported")
-    return "+".join(modes)
+    return "+".join(modes), bool(config.get("include_prompt", True))
 
 
-def write_pooling(path: Path, pooling: str, width: int) -> None:
-    """1_Pooling for a transformer of this width, with the keys that every version reads."""
+def write_pooling(path: Path, pooling: str, include_prompt: bool, width: int) -> None:
+    """1_Pooling for a transformer of this width, with the keys that every version reads.
+
+    `include_prompt` only where it is not: the oldest versions know no such key.
+    """
     modes = pooling.split("+")
     keys = {mode: key for mode, key in POOLING_KEYS.items() if mode in (*OLD_POOLINGS, *modes)}
     path.mkdir()
     config = {"word_embedding_dimension": width} | {key: mode in modes for mode, key in keys.items()}
-    write_json(path / "config.json", config)
+    write_json(path / "config.json", config | ({} if include_prompt else {"include_prompt": False}))
 
 
 def read_dense(path: Path) -> nn.Sequential:

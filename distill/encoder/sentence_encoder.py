@@ -54,32 +54,36 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-def _last(tokens: Tensor, mask: Tensor) -> Tensor:
-    last = mask.sum(1, keepdim=True).long() - 1
-    return tokens.gather(1, last.expand(-1, -1, tokens.shape[-1]))[:, 0]
+def _places(mask: Tensor) -> Tensor:
+    return torch.arange(1, mask.shape[1] + 1, device=mask.device)[:, None]
+
+
+def _at(tokens: Tensor, place: Tensor) -> Tensor:
+    return tokens.gather(1, place.expand(-1, -1, tokens.shape[-1]))[:, 0]
 
 
 POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask to (batch, width)
-    "cls": lambda tokens, mask: tokens[:, 0],
+    "cls": lambda tokens, mask: _at(tokens, mask.argmax(1, keepdim=True)),
     "max": lambda tokens, mask: tokens.masked_fill(mask == 0, -1e9).amax(1),
     "mean": _mean,
     "mean_sqrt_len_tokens": lambda tokens, mask: (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt(),
-    "weightedmean": lambda tokens, mask: _mean(tokens, mask * mask.cumsum(1)),
-    "lasttoken": _last,
+    "weightedmean": lambda tokens, mask: _mean(tokens, mask * _places(mask)),
+    "lasttoken": lambda tokens, mask: _at(tokens, (mask * _places(mask)).argmax(1, keepdim=True)),
 }
 
 
 # Of a transformer's configuration, what says nothing about its vectors.
-UNRELATED = ("_name_or_path", "architectures", "dtype", "transformers_version")
+UNRELATED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 class SentenceEncoder(nn.Module):
     """A transformer, a pooling, and the Dense and Normalize layers that may follow them.
 
     `pooling` names one of POOLINGS, or several joined by '+', whose vectors are concatenated. The prompt named by
-    `default_prompt_name` is put before every sentence to encode, as sentence-transformers does. `do_lower_case`:
-    sentences are lower-cased before the tokenizer's own normalization. `similarity` is what a folder recommends for
-    its vectors; it is kept for who opens the folder next.
+    `default_prompt_name` is put before every sentence to encode, as sentence-transformers does; without
+    `include_prompt` its tokens are left out of the pooling. `do_lower_case`: sentences are lower-cased before the
+    tokenizer's own normalization. `similarity` is what a folder recommends for its vectors; it is kept for who opens
+    the folder next.
 
     `before_normalize`: whether a last Normalize is left out of the vectors, as it is of labels and while training:
     labels of unit norm shrink the gradient, and vectors of unit norm never reach others. It is saved all the same.
@@ -97,35 +101,47 @@ class SentenceEncoder(nn.Module):
         default_prompt_name: str | None = None,
         do_lower_case: bool = False,
         similarity: str = "cosine",
+        include_prompt: bool = True,
     ):
         super().__init__()
         self.prompts, self.default_prompt_name = prompts or {}, default_prompt_name
-        self.do_lower_case, self.similarity = do_lower_case, similarity
+        self.include_prompt, self.do_lower_case, self.similarity = include_prompt, do_lower_case, similarity
         self.transformer, self.tokenizer, self.pooling = transformer, tokenizer, pooling
         self.dense, self.normalize, self.max_seq_length = dense, normalize, max_seq_length
         self.before_normalize = False
+        transformer.config.use_cache = False  # of keys and values, for decoders that go on with a text
         self._no_split_modules = transformer._no_split_modules  # FSDP gathers the weights of one at a time
         if transformer.config.model_type in PACKABLE and not transformer.config.is_decoder:  # whose attention is causal
             transformer.config._attn_implementation = "packed"
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, max_seq_length: int | None = None) -> "SentenceEncoder":
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        max_seq_length: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "SentenceEncoder":
         """Load a sentence-transformers folder of any version, or a plain transformer (mean pooling).
 
-        `name_or_path`: a local folder or a hub id; UserError for anything else. Weights are fp32.
+        `name_or_path`: a local folder or a hub id; UserError for anything else. `prompt`, `prompt_name`: as
+        `use_prompt` takes them. `dtype`: of the transformer's weights; pooling and Dense layers are fp32.
         """
         folder = find_folder(name_or_path)
         with loading(f"{name_or_path} cannot be loaded as a model"):
-            root, pooling, dense, normalize = read_modules(folder)
-            transformer, tokenizer = read_transformer(root), read_tokenizer(root)
+            root, pooling, include_prompt, dense, normalize = read_modules(folder)
+            transformer, tokenizer = read_transformer(root, dtype), read_tokenizer(root)
             tokens, rows = max(tokenizer.get_vocab().values()) + 1, transformer.get_input_embeddings().num_embeddings
             if tokens > rows:
                 raise UserError(
                     f"{name_or_path}: its tokenizer has {tokens:,} tokens, its model embeddings of {rows:,}: save the "
                     "tokenizer that it was trained with beside it"
                 )
+            if tokenizer.pad_token_id is None:  # as of many decoders
+                tokenizer.pad_token = tokenizer.eos_token
             if tokenizer.pad_token_id is None:
-                raise UserError(f"{name_or_path}: its tokenizer has no padding token: give it one")
+                raise UserError(f"{name_or_path}: its tokenizer has neither a padding nor an end token: give it one")
             settings = {}
             for path in root.glob("sentence_*_config.json"):
                 settings |= read_json(path, {})
@@ -145,7 +161,9 @@ class SentenceEncoder(nn.Module):
             if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
                 raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
             similarity = about.get("similarity_fn_name") or "cosine"
-            encoder = cls(transformer, tokenizer, pooling, dense, normalize, limit, prompts, default, lower, similarity)
+            parts = transformer, tokenizer, pooling, dense, normalize
+            encoder = cls(*parts, limit, prompts, default, lower, similarity, include_prompt)
+            encoder.use_prompt(prompt, prompt_name)
             given = encoder.pooled_dimension
             for linear, _ in dense:
                 if linear.in_features != given:
@@ -165,7 +183,9 @@ class SentenceEncoder(nn.Module):
                 "its max_seq_length"
             )
         with loading(f"{name} cannot encode a sentence"):
-            self(**self.inputs(self.token_ids(["a"])))
+            vector = self(**self.inputs(self.token_ids(["a"])))
+        if not vector.isfinite().all():
+            raise UserError(f"{name} gives vectors that are not finite: its weights are damaged")
 
     @property
     def pooled_dimension(self) -> int:
@@ -183,11 +203,41 @@ class SentenceEncoder(nn.Module):
         return self.prompts.get(self.default_prompt_name) or ""
 
     @property
+    def reads(self) -> str:
+        """What it reads of a sentence, for people."""
+        return f"{self.prompt!r} + sentence" if self.prompt else "sentence"
+
+    @property
+    def not_pooled(self) -> int:
+        """How many of a sentence's first tokens pooling leaves out: those of the prompt alone, but for an end token."""
+        if self.include_prompt or not self.prompt:
+            return 0
+        [ids] = self.token_ids([""])
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+
+    @property
     def settings(self) -> str:
         """What decides its vectors beside weights and tokenizer."""
         config = self.transformer.config.to_diff_dict()
         config = {name: config[name] for name in sorted(config) if name not in UNRELATED}
-        return repr((config, self.pooling, str(self.dense), self.normalize, self.max_seq_length, self.prompt))
+        pooling = self.pooling, self.include_prompt
+        return repr((config, *pooling, str(self.dense), self.normalize, self.max_seq_length, self.prompt))
+
+    def use_prompt(self, text: str | None = None, name: str | None = None) -> None:
+        """Put this text before every sentence, none if it is empty, or the prompt that the folder calls `name`.
+
+        With neither its own default stays. UserError where it has no prompt of that name.
+        """
+        if text is not None:
+            known = {prompt: of for of, prompt in self.prompts.items()}
+            name = known.get(text, "default") if text else None
+            self.prompts = self.prompts | ({name: text} if text else {})
+            self.default_prompt_name = name
+        elif name is not None:
+            if name not in self.prompts:
+                have = f"has the prompts {', '.join(self.prompts)}" if self.prompts else "has no prompts"
+                raise UserError(f"{self.transformer.name_or_path} {have}, none is called {name!r}: give one's text")
+            self.default_prompt_name = name
 
     @property
     def packs(self) -> bool:
@@ -237,6 +287,8 @@ class SentenceEncoder(nn.Module):
             batches = [(part.unflatten(0, run), part.new_ones(*run, 1)) for part, run in zip(parts, runs, strict=True)]
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
         batches = [(tokens.float(), mask.float()) for tokens, mask in batches]
+        if skipped := self.not_pooled:
+            batches = [(tokens, mask * (_places(mask) > skipped)) for tokens, mask in batches]
         modes = [POOLINGS[mode] for mode in self.pooling.split("+")]
         vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
         if len(self.dense):
@@ -253,7 +305,7 @@ class SentenceEncoder(nn.Module):
         self.eval()
         ids = self.token_ids(sentences)
         lengths = np.array([len(i) for i in ids])
-        if not lengths.all():  # as without special tokens may be
+        if (lengths <= self.not_pooled).any():  # as without special tokens may be
             raise UserError(f"{sentences[lengths.argmin()]!r} has no token: remove this sentence")
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         batches = self.cut(lengths, max_tokens)
@@ -284,7 +336,7 @@ class SentenceEncoder(nn.Module):
         weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
         self.transformer.save_pretrained(folder, state_dict=weights)
         save_tokenizer(self.tokenizer, folder, self.max_seq_length)
-        write_pooling(folder / "1_Pooling", self.pooling, self.transformer.config.hidden_size)
+        write_pooling(folder / "1_Pooling", self.pooling, self.include_prompt, self.transformer.config.hidden_size)
         paths = ["", "1_Pooling"]
         for layer in self.dense:
             paths.append(f"{len(paths)}_Dense")

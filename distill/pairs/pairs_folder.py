@@ -39,6 +39,26 @@ def load_pairs(path: str) -> datasets.DatasetDict:
     return pairs
 
 
+def load_splits(path: str) -> dict[str, datasets.Dataset]:
+    """The pairs to train on, and those to choose the best student by; UserError when there are none of these."""
+    pairs = load_pairs(path)
+    if "dev" not in pairs:
+        raise UserError(f"{path} has no dev split: build it with a --dev_fraction above 0")
+    return {name: pairs[name] for name in ("train", "dev")}
+
+
+def pairs_report(path: str) -> dict:
+    """What a folder of pairs says of itself: its source language, its corpora, its training pairs by language."""
+    report, made = (read_json(Path(path) / name, {}) for name in ("report.json", "args.json"))
+    train = report.get("splits", {}).get("train", {})
+    return {
+        "source_language": made.get("source_language", "en"),
+        "corpora": [corpus["corpus"] for corpus in report.get("corpora", [])],
+        "pairs": train.get("pairs", {}),
+        "untranslated": train.get("untranslated", 0),
+    }
+
+
 def arrow_strings(column: pl.Series) -> pa.Array:
     return column.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 

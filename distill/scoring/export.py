@@ -66,8 +66,8 @@ def public(spec: str) -> str:
 
 
 def public_settings(settings: dict) -> dict:
-    """The settings of an evaluation, but for those that are about this machine alone."""
-    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences")
+    """The settings of an evaluation, but for those that are about this machine alone, and prompts, said elsewhere."""
+    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences", "prompt", "prompt_name")
     kept = {name: value for name, value in settings.items() if name not in private}
     for name, value in kept.items():
         if isinstance(value, str):
@@ -83,7 +83,7 @@ def public_settings(settings: dict) -> dict:
 def training_args(path: str) -> dict | None:
     """What train_distill.py was given for the student that lies at `path`; None for any other model."""
     given = read_json(Path(path) / "args.json", {})
-    return given if {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given) else None
+    return given if given.get("kind") == "a trained student" else None
 
 
 def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
@@ -121,22 +121,21 @@ def pairs_dir_of(given: dict) -> Path:
 
 
 def training_of(path: str) -> dict | None:
-    """How a student of train_distill.py was made, from what lies beside it; None for any other model."""
+    """How a student of train_distill.py was made, by its args.json; None for any other model."""
     given = training_args(path)
     if given is None:
         return None
-    report = read_json(pairs_dir_of(given) / "report.json", {})
-    train = report.get("splits", {}).get("train", {})
-    pairs = train.get("pairs", {})
-    source = read_json(pairs_dir_of(given) / "args.json", {}).get("source_language", "en")
+    pairs = given["trained_on"]["pairs"]
+    words = ["", *shlex.split(given["command_line"])]
+    shown = [word if before.endswith("_prompt") else public(word) for before, word in itertools.pairwise(words)]
     return {
         "teacher": public(given["teacher_model_name_or_path"]),
         "student": public(given["student_model_name_or_path"]),
-        "corpora": [public(corpus["corpus"]) for corpus in report.get("corpora", [])],
+        "corpora": [*map(public, given["trained_on"]["corpora"])],
         "pairs": pairs,
-        "untranslated": train.get("untranslated", 0),
-        "languages": [source, *pairs] if pairs else [],
-        "command": wrapped(shlex.join(map(public, shlex.split(given["command_line"])))),
+        "untranslated": given["trained_on"]["untranslated"],
+        "languages": [given["trained_on"]["source_language"], *pairs],
+        "command": wrapped(shlex.join(shown)),
     }
 
 
@@ -176,8 +175,6 @@ def fp16_loss(entry: dict) -> str:
 
 def trained_on(training: dict) -> str:
     """How many pairs of which languages a student has seen, in a sentence."""
-    if not training["pairs"]:
-        return "How many sentence pairs of which languages is not known: they were not found again."
     counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
     if training["untranslated"]:
         counts += f"; sentences without translations: {training['untranslated']:,}"

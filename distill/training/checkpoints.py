@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 from accelerate import Accelerator
 
 from distill.command import UserError
-from distill.folders import exchange, read_json, settle, write_json
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import exchange, read_json, replaced_folder, settle, write_json
 from distill.ranks import together
 from distill.training.cache import fingerprint
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
+WEIGHTS = "model.safetensors"
 LOCK = ".lock"  # in the folder, which several may have mounted under different names
+TRAINED = "a trained student"  # the kind of folder that its student/ is
 RUN = "a run"  # the kind that args.json of an output folder says
 
 
@@ -106,6 +110,20 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
+
+
+def saved_student(folder: Path) -> tuple[int, float]:
+    """Step and dev score of the student that lies in a run's folder; 0 and -1 where none does, or it is damaged."""
+    made, weights = read_json(folder / "args.json", {}), folder / WEIGHTS
+    whole = weights.is_file() and file_entry(weights) == made.get("weights")
+    return (made["step"], made["score"]) if whole else (0, -1.0)
+
+
+def save_student(student: SentenceEncoder, folder: Path, about: Namespace) -> None:
+    """Write a student; in its args.json all of `about`, which says step and score, and what its weights are."""
+    with replaced_folder(folder, about, TRAINED) as new:
+        student.save(new)
+        about.weights = file_entry(new / WEIGHTS)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, settings: dict, limit: int) -> None:

@@ -17,7 +17,8 @@ PCA_SAMPLE = 20_000  # source sentences whose vectors the principal components a
 
 def teacher_fingerprint(teacher: SentenceEncoder) -> str:
     """A name for the vectors that a teacher gives: its weights, tokenizer and settings, and whether they are TF32's."""
-    weights = [weight.detach().cpu().numpy().reshape(-1).view(np.uint8) for weight in teacher.state_dict().values()]
+    # As bytes: numpy knows no bf16
+    weights = [weight.cpu().reshape(-1).view(torch.uint8).numpy() for weight in teacher.state_dict().values()]
     tf32 = torch.cuda.is_available() and torch.get_float32_matmul_precision() == "high"
     return fingerprint(*weights, tokenizer_text(teacher.tokenizer), teacher.settings, tf32)
 

@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers import get_linear_schedule_with_warmup
 
 from distill.command import UserError
 from distill.encoder.model_folder import layer_list
+from distill.encoder.packing import out_of_memory
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
 from distill.ranks import on_first_rank
 
@@ -77,6 +79,15 @@ def checkpoint_gradients(transformer) -> None:
     enable({"use_reentrant": False})
 
 
+def optimizer_and_schedule(
+    student: SentenceEncoder, steps: int, learning_rate: float, warmup_ratio: float, epsilon: float, weight_decay: float
+) -> tuple:
+    """AdamW, and a learning rate that rises to its peak and then falls to 0, in straight lines."""
+    groups = parameter_groups(student, weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(warmup_ratio * steps), steps)
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; biases and norms, which have one dimension, do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -84,6 +95,19 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def update(optimizer) -> None:
+    """A step of the optimizer; UserError where there is no memory for its state, which the first step makes."""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory for the optimizer, which keeps two numbers for each trained weight: train fewer "
+            "(--freeze_embeddings, build_student.py trim) or spread them over GPUs (accelerate_configs/fsdp2.yaml)"
+        ) from error
 
 
 def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:

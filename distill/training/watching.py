@@ -31,6 +31,12 @@ from matplotlib import pyplot as plt
 COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
 
 
+def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
+    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
+    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
+    return fingerprint(best_metric, *(part for content in contents for part in content))
+
+
 def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
     """Dev scores: translation accuracy and negative MSE per language, STS where given, and the means over both.
 
@@ -71,12 +77,6 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
 
     # They decide what all ranks do next, and another rank's may differ in their last digits.
     return on_first_rank(scores, accelerator)
-
-
-def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
-    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
-    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
-    return fingerprint(best_metric, *(part for content in contents for part in content))
 
 
 def mean_similarity(vectors: np.ndarray) -> float | None:
