@@ -31,7 +31,7 @@ from transformers import get_linear_schedule_with_warmup
 from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import check_output, claimed, replaced_folder, write_json, writing
+from distill.folders import TRAINED, check_output, claimed, replaced_folder, write_json, writing
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import (
     agree,
@@ -46,9 +46,9 @@ from distill.ranks import (
 )
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
-from distill.training.cache import content_fingerprint, fingerprint
+from distill.training.cache import fingerprint
 from distill.training.checkpoints import RUN, Progress, find_checkpoint, load_checkpoint, save_checkpoint
-from distill.training.labels import teacher_labels
+from distill.training.labels import Labelling
 from distill.training.steps import RankStep, RankSteps, Steps
 from distill.training.student import (
     checkpoint_gradients,
@@ -69,7 +69,6 @@ DECIDING = (
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
-TRAINED = "a trained student"  # the kind of folder that student/ is
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -78,7 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     # fmt: off
     data = parser.add_argument_group("data and models")
     data.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py")
-    data.add_argument("--teacher_model_name_or_path", required=True, help="sentence-transformers folder or hub id")
+    data.add_argument("--teacher_model_name_or_path", nargs="+", default=[], metavar="M", help="folders or hub ids")
+    data.add_argument("--teacher_vectors", nargs="+", action="append", default=[], metavar="FILE", help="a table")
+    data.add_argument("--teacher_weights", nargs="+", type=positive, metavar="W", help="of models, then of tables")
+    data.add_argument("--allow_missing_vectors", action="store_true", help="drop rows that a table has no vector for")
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
@@ -174,7 +176,6 @@ def start(args: argparse.Namespace) -> Accelerator:
         plugin = accelerator.state.fsdp_plugin
         policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
         plugin.mixed_precision_policy = policy
-    set_seed(args.seed)  # the same on all ranks, for weights that a student gets anew
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
     nodes = len(set(gather_object([socket.gethostname()])))
@@ -201,24 +202,21 @@ def load_splits(pairs_dir: str) -> dict:
     return {name: dataset[name] for name in ("train", "dev")}
 
 
-def load_models(args: argparse.Namespace) -> tuple[SentenceEncoder, SentenceEncoder]:
-    """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
-    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path)
+def load_student(args: argparse.Namespace, teacher: str, width: int) -> SentenceEncoder:
+    """The student for labels of a width; UserError when nothing is to bring its vectors to it."""
+    set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
     student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length)
     if args.projection:
-        linear = torch.nn.Linear(student.dimension, teacher.dimension)
-        student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+        student.dense.append(torch.nn.Sequential(torch.nn.Linear(student.dimension, width), torch.nn.Identity()))
     student.before_normalize = True
     student.freeze_unused()
-    widths = (
-        f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
-        f"{args.student_model_name_or_path} of {student.dimension}"
-    )
-    if args.label_pca and teacher.dimension <= student.dimension:
+    name, own = args.student_model_name_or_path, student.dimension
+    widths = f"{teacher} gives vectors of {width} dimensions and {name} of {own}"
+    if args.label_pca and width <= own:
         raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
-    if not args.label_pca and teacher.dimension != student.dimension:
+    if not args.label_pca and width != own:
         raise UserError(f"{widths}: choose models of equal width, or add --projection, or --label_pca if it is wider")
-    return teacher, student
+    return student
 
 
 def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
@@ -278,24 +276,23 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     where = args.resume_from_checkpoint, output_dir, cache_dir
     checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
 
-    # Data, teacher and student
+    # Data, teachers and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
-    teacher, student = together(partial(load_models, args), accelerator)
+    given = args.teacher_model_name_or_path, args.teacher_vectors, args.teacher_weights, args.allow_missing_vectors
+    labelling = Labelling(*given, LABEL_DTYPES[args.label_dtype], splits, cache_dir, accelerator)
+    splits, contents = labelling.splits, labelling.contents  # rows without a vector may be dropped
+    student = together(partial(load_student, args, labelling.called, labelling.width), accelerator)
     together(partial(shape_student, student, args), accelerator)
     if student.max_seq_length < args.max_seq_length:
         say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
-    contents = {name: content_fingerprint(split, accelerator) for name, split in splits.items()}
     pairs = TokenizedPairs(splits["train"], contents["train"], student, cache_dir, accelerator)
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
-    dtype, pca_width = LABEL_DTYPES[args.label_dtype], student.dimension if args.label_pca else None
-    of_labels = splits, contents, dtype, pca_width, cache_dir, accelerator
-    labels, labels_fingerprint = teacher_labels(teacher.to(device), *of_labels)
-    del teacher
+    labels = labelling.labels(student.dimension if args.label_pca else None)
 
     # Optimizer and schedule
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed)
@@ -312,7 +309,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         "--mixed_precision": accelerator.mixed_precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
         "on other pairs, or with another tokenizer": steps.fingerprint,
-        "on labels of another teacher": labels_fingerprint,
+        "on labels of another teacher": fingerprint(labels.name, contents, args.label_dtype),
         "from a student of other settings": fingerprint(whole.settings),
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
@@ -327,7 +324,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tell = accelerator.on_main_process(bar.write)
     tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
-    rank_steps = RankSteps(steps, labels["train"], student, max_tokens, accelerator)
+    rank_steps = RankSteps(steps, labels.of["train"], student, max_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
 
     def done() -> bool:
@@ -351,7 +348,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
-                scores = evaluate(gathered(whole, student), splits["dev"], labels["dev"], sts, accelerator)
+                scores = evaluate(gathered(whole, student), splits["dev"], labels.of["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
                 tell(evaluation_report(progress.step, best_metric, scores), sys.stderr)
                 if progress.judge(scores[best_metric]):

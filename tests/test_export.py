@@ -87,6 +87,7 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     written = vars(train_distill.build_parser().parse_args(words[3:]))
     del written["command_line"], written["called_from"]
     given = {name: Path(value).name if isinstance(value, str) else value for name, value in vars(args).items()}
+    given["teacher_model_name_or_path"] = ["teacher"]
     assert written == {name: given[name] for name in written} and len(words) < 20, "defaults are left out"
 
     # Said where it was chosen on what it is scored on, and nothing of this machine.
@@ -103,14 +104,12 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
         ({"sts_dev": "./sts-{it,en}.csv"}, ["chosen on sts-{en,it}.csv", "trained on pairs:train"]),
         ({"sts_dev": "sts-{en}.csv", "metric_for_best_model": "mean_accuracy"}, ["chosen on pairs:dev", "trained on"]),
         ({"pairs_dir": "elsewhere"}, []),
-        ({"teacher_model_name_or_path": None}, []),  # such as a graft, which has a pairs_dir too
+        ({"kind": "a student"}, []),  # such as a graft, which has a pairs_dir too
     ],
 )
 def test_what_a_student_was_trained_or_chosen_on(tmp_path, monkeypatch, change, expected):
     monkeypatch.chdir(tmp_path)
-    given = {"teacher_model_name_or_path": "t", "pairs_dir": "a/pairs/", "command_line": "c", "sts_dev": None} | change
-    if given["teacher_model_name_or_path"] is None:
-        del given["teacher_model_name_or_path"]
+    given = {"kind": "a trained student", "pairs_dir": "a/pairs/", "command_line": "c", "sts_dev": None} | change
     given["pairs_dir"] = given["pairs_dir"].replace("a/", f"{tmp_path}/")
     (tmp_path / "args.json").write_text(json.dumps(given))
     for language in ("en", "it"):
@@ -138,7 +137,8 @@ def test_relative_paths_of_a_run_begin_where_it_was_called(tmp_path, monkeypatch
         (tmp_path / folder / "pairs").mkdir(parents=True)
         for language in ("en", "it"):
             (tmp_path / folder / f"sts-{language}.csv").touch()
-    given = {"teacher_model_name_or_path": "t", "pairs_dir": "pairs", "command_line": "c", "sts_dev": "sts-{en,it}.csv"}
+    given = {"kind": "a trained student", "teacher_model_name_or_path": ["t"], "teacher_vectors": []}
+    given |= {"pairs_dir": "pairs", "command_line": "c", "sts_dev": "sts-{en,it}.csv"}
     given |= {"student_model_name_or_path": "s", "called_from": "there"} | change
     report = {"splits": {"train": {"pairs": {"it": 7}}}, "corpora": []}
     (tmp_path / "there/pairs/report.json").write_text(json.dumps(report))

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import read_json, write_json
+from distill.folders import TRAINED, read_json, write_json
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
@@ -83,7 +83,7 @@ def public_settings(settings: dict) -> dict:
 def training_args(path: str) -> dict | None:
     """What train_distill.py was given for the student that lies at `path`; None for any other model."""
     given = read_json(Path(path) / "args.json", {})
-    return given if {"teacher_model_name_or_path", "pairs_dir", "command_line"} <= set(given) else None
+    return given if given.get("kind") == TRAINED else None
 
 
 def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
@@ -129,7 +129,7 @@ def training_of(path: str) -> dict | None:
     pairs = report.get("splits", {}).get("train", {}).get("pairs", {})
     source = read_json(pairs_dir_of(given) / "args.json", {}).get("source_language", "en")
     return {
-        "teacher": public(given["teacher_model_name_or_path"]),
+        "teachers": [*map(public, itertools.chain(given["teacher_model_name_or_path"], *given["teacher_vectors"]))],
         "student": public(given["student_model_name_or_path"]),
         "corpora": [public(corpus["corpus"]) for corpus in report.get("corpora", [])],
         "pairs": pairs,
@@ -219,7 +219,8 @@ def model_card(
     if bitexts:
         parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
     if training:
-        parts += ["## Training", f"Teacher: `{training['teacher']}`. Student at the start: `{training['student']}`."]
+        teachers = ", ".join(f"`{teacher}`" for teacher in training["teachers"])
+        parts += ["## Training", f"Teacher: {teachers}. Student at the start: `{training['student']}`."]
         if training["pairs"]:
             counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
             parts.append(f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}.")
