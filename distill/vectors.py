@@ -62,16 +62,24 @@ def vector_batches(paths: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray
         raise UserError(f"{' '.join(paths)} holds no vector: check the file")
 
 
-def vectors_of(path: str, sentences: Iterable[str]) -> dict[str, np.ndarray]:
-    """The vector of each sentence, the first where a table has two; UserError where it lacks any."""
-    wanted, found = dict.fromkeys(sentences), {}
-    for batch, vectors in vector_batches([path]):
-        for sentence, vector in zip(batch, vectors, strict=True):
-            if sentence in wanted and sentence not in found:
-                found[sentence] = vector.copy()  # not a view, which would keep the batch
-    if missing := [sentence for sentence in wanted if sentence not in found]:
-        raise UserError(lacking(path, len(missing), len(wanted), missing))
-    return found
+class VectorTable:
+    """A table in the place of a model, which gives its vectors as they are."""
+
+    normalize = False
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def vectors_of(self, sentences: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vector of each sentence, the first where there are two; UserError where the table lacks any."""
+        wanted, found = dict.fromkeys(sentences), {}
+        for batch, vectors in vector_batches([self.path]):
+            for sentence, vector in zip(batch, vectors, strict=True):
+                if sentence in wanted and sentence not in found:
+                    found[sentence] = vector.copy()  # not a view, which would keep the batch
+        if missing := [sentence for sentence in wanted if sentence not in found]:
+            raise UserError(lacking(self.path, len(missing), len(wanted), missing))
+        return found
 
 
 def lacking(table: str, count: int, total: int, examples: list[str]) -> str:

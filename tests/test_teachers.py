@@ -5,23 +5,30 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import saved, tiny_encoder
+from conftest import SAMPLES, saved, tiny_encoder
 from safetensors.torch import load_file
 
 from distill import vectors
 from distill.command import UserError, run
-from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.folders import check_output
 from distill.pairs.pairs_folder import load_pairs
+from distill.scoring.sts import read_sts
 from distill.training.labels import Labelling
-from distill.vectors import vector_batches, vectors_of
+from distill.vectors import VectorTable, vector_batches
+from eval_sts import build_parser as evaluation_parser
+from eval_sts import main as evaluate
 from train_distill import build_parser, main
+
+STS = str(SAMPLES / "sts-{en,it}.csv")
 
 
 def given(pairs, student, folder: Path, *more, name: str = "run") -> list[str]:
@@ -87,10 +94,12 @@ def plain(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def table(plain, pairs, tmp_path_factory) -> str:
-    """The vectors of the same teacher."""
-    sentences = sentences_of(pairs)
-    given = SentenceEncoder.from_pretrained(plain).encode(sentences)
-    return write_table(tmp_path_factory.mktemp("table") / "plain.parquet", sentences, given)
+    """The vectors of the same teacher, computed as the trainer would."""
+    set_matmul_precision(torch.device("cpu"))
+    encoder = SentenceEncoder.from_pretrained(plain)
+    parts = [encoder.encode(split["source"][:]) for split in load_pairs(pairs).values()]
+    path = tmp_path_factory.mktemp("table") / "plain.parquet"
+    return write_table(path, sentences_of(pairs), np.concatenate(parts))
 
 
 # ---------------------------------------------------------------- a model
@@ -114,6 +123,13 @@ def test_a_teacher_whose_labels_are_on_disk_is_not_loaded(pairs, plain, student,
     assert all((one[name] == two[name]).all() for name in one)
     train(pairs, student, tmp_path, *more, "--label_dtype", "fp16", name="half")
     assert loaded.count(plain) == 1
+
+
+def test_on_a_cpu_weights_stay_where_they_were_loaded(plain):
+    """Mapped from their file, whose pages processes share; accelerate calls a CPU cpu:0 where there are several."""
+    encoder = SentenceEncoder.from_pretrained(plain)
+    before = [weight.data_ptr() for weight in encoder.parameters()]
+    assert [weight.data_ptr() for weight in encoder.on(torch.device("cpu:0")).parameters()] == before
 
 
 # ---------------------------------------------------------------- a table of vectors
@@ -212,10 +228,10 @@ def test_damaged_tables_end_in_one_sentence(tmp_path, made, message):
 
 def test_the_vectors_of_some_sentences(tmp_path):
     path = written(B + A + B.replace("-2", "9"), tmp_path)
-    found = vectors_of(path, ["a", "b", "a"])
+    found = VectorTable(path).vectors_of(["a", "b", "a"])
     assert {name: vector.tolist() for name, vector in found.items()} == {"a": [1, 2], "b": [1.5, -2]}
     with pytest.raises(UserError, match=r"has no vector for 2 of 3 sentences, such as 'c', 'd': add them"):
-        vectors_of(path, ["c", "a", "d"])
+        VectorTable(path).vectors_of(["c", "a", "d"])
 
 
 def test_of_two_vectors_of_a_sentence_the_first_counts(pairs, table, student, tmp_path, capsys):
@@ -323,6 +339,22 @@ def test_several_teachers_by_hand(pairs, plain, student, tmp_path):
     np.testing.assert_allclose(narrow, np.sign((narrow * expected).sum(0)) * expected, atol=1e-4)
 
 
+def test_two_processes_make_the_labels_of_one(pairs, plain, table, student, tmp_path):
+    more = ["--teacher_model_name_or_path", plain, "--teacher_vectors", table, "--label_pca"]
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        folder.mkdir()
+        words = given(pairs, student, folder, *more)
+        codes, _, error = forked.run(folder / "said", "train_distill.py", *words, processes=processes)
+        assert codes == [0] * processes, error
+    files = [sorted((tmp_path / name / "cache").glob("*/*.bin")) for name in "12"]
+    assert [path.relative_to(tmp_path / "2") for path in files[1]] == [
+        path.relative_to(tmp_path / "1") for path in files[0]
+    ]
+    for one, two in zip(*files, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one
+
+
 def test_equal_weights_are_the_default_and_none_stays_in_memory(pairs, plain, teacher, tmp_path, capsys):
     splits = {"train": load_pairs(pairs)["train"]}
     cache = tmp_path / "cache", Accelerator(cpu=True)
@@ -334,3 +366,53 @@ def test_equal_weights_are_the_default_and_none_stays_in_memory(pairs, plain, te
     assert two.name == labels.name
     lengths = np.linalg.norm(labels.of["train"].reshape(-1, 2, 32), axis=2)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
+
+
+# ---------------------------------------------------------------- scores of a table
+
+
+@pytest.fixture(scope="module")
+def scored_table(plain, tmp_path_factory) -> str:
+    """The vectors of all that the tests below are about."""
+    path, sentences = tmp_path_factory.mktemp("scored"), [*SENTENCES]
+    for one in read_sts(STS):
+        sentences += [*one.sentence1, *one.sentence2]
+    distinct = [*dict.fromkeys(sentences)]
+    return write_table(path / "scored.npy", distinct, SentenceEncoder.from_pretrained(plain).encode(distinct))
+
+
+SENTENCES = ["I love plants.", "Amo le piante.", "A cat.", "Un gatto."]
+
+
+def scores_of(folder: Path, *more) -> dict:
+    for language, lines in (("en", SENTENCES[::2]), ("it", SENTENCES[1::2])):
+        (folder / f"text.{language}").write_text("".join(f"{line}\n" for line in lines))
+    words = ["--output_dir", f"{folder}/scores", "--sts", STS, "--bitext", f"{folder}/text.{{en,it}}", *more]
+    evaluate(evaluation_parser().parse_args(words))
+    return json.loads((folder / "scores/scores.json").read_text())
+
+
+def test_a_table_has_the_scores_of_its_model(tmp_path, plain, scored_table):
+    more = ["--model_name_or_path", f"model={plain}", f"table={scored_table}"]
+    model, table = scores_of(tmp_path, *more, "--teacher_model_name_or_path", scored_table)["models"]
+    for kind in ("sts", "bitext"):
+        for name, metrics in model[kind].items():
+            for metric, value in metrics.items():
+                assert table[kind][name][metric] == pytest.approx(value, abs=1e-5), metric
+    assert table["bitext"]["en-it"]["negative_mse"] < 0
+
+
+def test_sentences_that_a_table_lacks_are_told_of_and_the_others_scored(tmp_path, plain, scored_table):
+    pq.write_table(pa.table({"sentence": SENTENCES, "vector": [[1.0, 2.0]] * 4}), tmp_path / "few.parquet")
+    more = ["--model_name_or_path", f"few={tmp_path}/few.parquet", f"all={scored_table}"]
+    with pytest.raises(UserError, match=r"few.parquet has no vector for \d+ of \d+ sentences, such as '.*: add them"):
+        scores_of(tmp_path, *more)
+    few, complete = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    assert "has no vector for" in few["error"] and "error" not in complete and complete["sts"]
+
+
+def test_a_table_cannot_be_exported(tmp_path, plain, scored_table):
+    more = ["--model_name_or_path", plain, scored_table, "--export_dir", f"{tmp_path}/export"]
+    with pytest.raises(UserError, match=r"scored.npy is a table of vectors, not a model to export"):
+        scores_of(tmp_path, *more)
+    assert not (tmp_path / "scores").exists()

@@ -195,6 +195,13 @@ class SentenceEncoder(nn.Module):
         on_cpu = next(self.parameters()).device.type == "cpu"
         return on_cpu and self.transformer.config._attn_implementation == "packed"
 
+    def on(self, device: torch.device) -> "SentenceEncoder":
+        """The same, its weights on a device. On a CPU they stay as they were loaded: processes share the file's pages.
+
+        `to` would copy them where the device is called cpu:0, as accelerate calls it when there are several processes.
+        """
+        return self if device.type == "cpu" else self.to(device)
+
     def freeze_unused(self) -> None:
         """Exclude from training what no sentence vector comes from, as DDP must know: BERT's pooler, LUKE's entities.
 

@@ -19,6 +19,8 @@ from distill.text_files import reading
 from distill.training.cache import fill, fill_by_first, fingerprint, mapped
 from distill.vectors import lacking, table_files, vector_batches
 
+CHUNK = 4096  # rows that a rank encodes at a time: sorted by length, its batches hold hardly any padding
+
 
 def teacher_fingerprint(name_or_path: str, settings: dict) -> str:
     """A name for the vectors that a model gives: its files, the settings it is loaded with, whether they are TF32's."""
@@ -53,11 +55,10 @@ class ModelTeacher:
         """Write the vectors of the dataset's sources to labels.bin of a cache folder, where it is not there."""
 
         def vectors(start: int, stop: int) -> dict[str, np.ndarray]:
-            encoder = self.encoder.to(self.accelerator.device)  # once: then it is there
+            encoder = self.encoder.on(self.accelerator.device)  # once: then it is there
             return {"labels": encoder.encode(dataset[start:stop]["source"]).astype(dtype)}
 
-        # The teacher sorts a chunk by length: in a big one its batches hold hardly any padding.
-        fill(folder, len(dataset), vectors, self.accelerator, "teacher's labels", 4096)
+        fill(folder, len(dataset), vectors, self.accelerator, "teacher's labels", CHUNK)
 
 
 class TableTeacher:
