@@ -281,6 +281,25 @@ def test_rows_without_a_vector_are_refused_or_dropped_and_counted(pairs, plain, 
     )
 
 
+def test_a_language_that_loses_all_rows_is_none_any_more(pairs, table, student, tmp_path, capsys):
+    """Neither is it looked for in the files, which hold it still."""
+    folder, splits = tmp_path / "pairs", load_pairs(pairs)
+    lost = {row["source"] for row in splits["train"].select([3, 20, 50, 51, 90])}
+
+    def only(row: dict) -> dict:
+        targets = row["targets"][:1] if row["source"] not in lost else [row["targets"][0] | {"language": "fr"}]
+        return {"targets": targets}
+
+    splits.map(only).save_to_disk(folder)
+    frame = pq.read_table(table)
+    pq.write_table(
+        frame.filter(pa.array([s not in lost for s in frame["sentence"].to_pylist()])), tmp_path / "x.parquet"
+    )
+    train(str(folder), student, tmp_path, "--teacher_vectors", tmp_path / "x.parquet", "--allow_missing_vectors")
+    said = capsys.readouterr().out
+    assert "5 of" in said and "\nfr " not in said
+
+
 @pytest.mark.parametrize(
     "more, message",
     [

@@ -4,12 +4,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import tokenizer_text
+from distill.pairs.pairs_folder import sentence_counts
 from distill.ranks import on_first_rank
 from distill.training.cache import fill, fingerprint, mapped
 
@@ -23,8 +22,7 @@ class TokenizedPairs:
 
     def __init__(self, dataset, content: str, encoder: SentenceEncoder, cache_dir: Path, accelerator: Accelerator):
         table = dataset.with_format("arrow")
-        found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in table.data.column("targets").chunks]
-        self.languages = sorted(pa.chunked_array(found).unique().to_pylist())
+        self.languages = sorted(sentence_counts(dataset).keys() - {""})
         number = {language: i for i, language in enumerate(self.languages)}
 
         def token_ids(start: int, stop: int) -> dict[str, np.ndarray]:
