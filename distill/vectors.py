@@ -92,7 +92,8 @@ def lacking(table: str, count: int, total: int, examples: list[str]) -> str:
 
 
 def _parquet(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
-    with reading(path), pq.ParquetFile(path) as file:
+    # Read as it is needed: else the columns of a row group, or of all, are in memory at once.
+    with reading(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         for batch in file.iter_batches(ROWS, columns=_present(path, file.schema_arrow), use_threads=False):
             yield _columns(path, batch)
 

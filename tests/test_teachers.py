@@ -161,6 +161,16 @@ def test_tables_of_every_format(tmp_path, monkeypatch, kind):
     assert all(len(texts) == len(part) <= 3 and part.dtype == np.float32 for texts, part in found)
 
 
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path):
+    """Not even one of a single row group, as most writers make them."""
+    path = write_table(
+        tmp_path / "x.parquet", ["a"] * 40_000, np.random.default_rng(0).random((40_000, 64), np.float32)
+    )
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in vector_batches([path]))
+    assert Path(path).stat().st_size > 10e6 and most < 8e6
+
+
 def written(content: str, folder: Path) -> str:
     path = folder / "x.jsonl"
     path.write_text(content)

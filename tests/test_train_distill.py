@@ -550,18 +550,18 @@ def test_labels_are_named_by_all_that_decides_them(tmp_path, monkeypatch):
         folder = saved(encoder, tmp_path / f"{next(count)}")
         Path(folder, "README.md").write_text(folder)
         Path(folder, "args.json").write_text(json.dumps({"output_dir": folder}))
-        return teacher_fingerprint(folder, {})
+        return teacher_fingerprint(Path(folder), {})
 
     assert named() == named(_name_or_path="elsewhere")
     changes = {"layer_norm_eps": 0.1}, {"num_attention_heads": 4}, {"prompt": "a "}, {"activation": nn.Identity()}
     assert len({named(), *(named(**change) for change in changes)}) == 5
     one = named()
-    assert teacher_fingerprint(str(tmp_path / "0"), {"max_seq_length": 8}) != one
+    assert teacher_fingerprint(tmp_path / "0", {"max_seq_length": 8}) != one
     torch.save({}, tmp_path / "0/pytorch_model.bin")  # beside the safetensors nobody reads it
-    assert teacher_fingerprint(str(tmp_path / "0"), {}) == one
+    assert teacher_fingerprint(tmp_path / "0", {}) == one
     weights = load_file(tmp_path / "0/2_Dense/model.safetensors")
     save_file({name: weight + 1e-3 for name, weight in weights.items()}, tmp_path / "0/2_Dense/model.safetensors")
-    assert teacher_fingerprint(str(tmp_path / "0"), {}) != one
+    assert teacher_fingerprint(tmp_path / "0", {}) != one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert named() == one
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,8 @@ from distill.vectors import lacking, table_files, vector_batches
 CHUNK = 4096  # rows that a rank encodes at a time: sorted by length, its batches hold hardly any padding
 
 
-def teacher_fingerprint(name_or_path: str, settings: dict) -> str:
+def teacher_fingerprint(folder: Path, settings: dict) -> str:
     """A name for the vectors that a model gives: its files, the settings it is loaded with, whether they are TF32's."""
-    folder = find_folder(name_or_path)
     files = [(str(path.relative_to(folder)), file_hash(path)) for path in model_files(folder)]
     tf32 = torch.cuda.is_available() and torch.get_float32_matmul_precision() == "high"
     return fingerprint(files, sorted(settings.items()), tf32)
@@ -38,8 +37,12 @@ class ModelTeacher:
 
     def __init__(self, name_or_path: str, accelerator: Accelerator, **settings):
         self.called, self.accelerator, self.settings = name_or_path, accelerator, settings
-        self.name = on_first_rank(partial(teacher_fingerprint, name_or_path, settings), accelerator)
-        self.normalizes = on_first_rank(lambda: ends_in_normalize(find_folder(name_or_path)), accelerator)
+        self.name, self.normalizes = on_first_rank(self.read_files, accelerator)
+
+    def read_files(self) -> tuple[str, bool]:
+        """What the folder says without its weights being loaded: the labels' name, and whether it ends in Normalize."""
+        folder = find_folder(self.called)
+        return teacher_fingerprint(folder, self.settings), ends_in_normalize(folder)
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
