@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_rank
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import check_processes
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
-from distill.scoring.bootstrap import interval, paired_test, resampled_means
+from distill.scoring.bootstrap import Score, Scores, compare, interval, means, resampled_means
 from distill.scoring.export import (
     export_model,
     fp16_loss,
@@ -43,6 +42,7 @@ from distill.scoring.export import (
 from distill.scoring.metrics import cosine, defined, similarities, sts_resamples, sts_scores, unit
 from distill.scoring.report import draw_scores, print_scores, size_notes, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
+from distill.vectors import VectorTable, is_vector_table
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__, script=__file__)
     # fmt: off
     what = parser.add_argument_group("models and data")
-    what.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders or hub ids")
+    what.add_argument("--model_name_or_path", nargs="+", required=True, metavar="[NAME=]M", help="folders, ids, tables")
     what.add_argument("--sts", nargs="+", default=[], metavar="[NAME=]SPEC", help="STS tables: 'stsb-{en,it}-test.csv'")
     what.add_argument("--score_range", nargs=2, type=grade, metavar=("LOW", "HIGH"), help="if not given: 0 to 1, or 5")
     what.add_argument("--bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="'tatoeba.{en,it}', pairs folders")
@@ -74,16 +74,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Score(NamedTuple):
-    """A number that models are compared by, and the same in every bootstrap resample."""
-
-    value: float
-    resamples: np.ndarray  # (samples,)
-
-
-Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary', then by name
-
-
 # ---------------------------------------------------------------- the call
 
 
@@ -94,7 +84,7 @@ def named(spec: str) -> tuple[str, str]:
 
 
 def named_models(specs: list[str]) -> dict[str, str]:
-    """Name -> folder or hub id; without NAME= the last part of the path."""
+    """Name -> folder, hub id or table of vectors; without NAME= the last part of the path."""
     models = {}
     for spec in specs:
         name, path = named(spec)
@@ -165,7 +155,10 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         outputs = [str(Path(path).resolve()) for path in (args.output_dir, args.export_dir)]
         if os.path.commonpath(outputs) in outputs:
             raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
-        find_folder([*models.values()][-1])  # before hours of scoring the others
+        last = [*models.values()][-1]
+        if is_vector_table(last):
+            raise UserError(f"{last} is a table of vectors, not a model to export: leave --export_dir out")
+        find_folder(last)  # before hours of scoring the others
 
 
 # ---------------------------------------------------------------- scores
@@ -210,40 +203,16 @@ def score_bitext(
     return entry, headline
 
 
-def means(sets: list[StsSet], sts: dict[str, Score], bitext: dict[str, Score]) -> dict[str, Score]:
-    """The mean Spearman within and across languages and the mean accuracy, of all that have the same NAME."""
-    groups = {}
-    for one in sets:
-        kind = "within" if one.languages[0] == one.languages[1] else "across"
-        groups.setdefault(one.name.rpartition("/")[0] + "/" + kind, []).append(sts[one.name])
-    for name, score in bitext.items():
-        groups.setdefault(name.rpartition("/")[0] + "/accuracy", []).append(score)
-    return {
-        name.removeprefix("/"): Score(
-            np.mean([score.value for score in scores]), np.mean([score.resamples for score in scores], axis=0)
-        )
-        for name, scores in groups.items()
-    }
-
-
-def compare(new: Scores, old: Scores) -> dict:
-    """The paired bootstrap test of every score that two models have."""
-    return {
-        kind: {
-            name: paired_test(score.value - old[kind][name].value, score.resamples - old[kind][name].resamples)
-            for name, score in scores.items()
-        }
-        for kind, scores in new.items()
-    }
-
-
 def embed(
-    encoder: SentenceEncoder, name: str, sentences: list[str], accelerator: Accelerator, max_tokens: int | None
+    encoder: SentenceEncoder | VectorTable, name: str, sentences: list[str], accelerator, max_tokens: int | None
 ) -> dict[str, np.ndarray]:
-    """The vector of every distinct sentence; UserError where the model gives some of no finite length."""
+    """The vector of every distinct sentence; UserError where some are not finite, or are missing from a table."""
     max_tokens = max_tokens or (4096 if accelerator.device.type == "cpu" else 16384)
-    with accelerator.autocast():
-        vector = encode_on_all_ranks(encoder, sentences, accelerator, name, max_tokens)
+    if isinstance(encoder, VectorTable):
+        vector = encoder.vectors_of(sentences)
+    else:
+        with accelerator.autocast():
+            vector = encode_on_all_ranks(encoder, sentences, accelerator, name, max_tokens)
     with np.errstate(over="ignore"):
         finite = all(np.isfinite(one @ one) for one in vector.values())
     if not finite:
@@ -308,14 +277,18 @@ def main(args: argparse.Namespace) -> None:
     sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
     sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
 
-    def load(path: str, name: str) -> SentenceEncoder:
-        return SentenceEncoder.from_pretrained(path, **prompts[name]).to(accelerator.device)
+    device = accelerator.device
 
-    def vectors(encoder: SentenceEncoder, name: str, sentences: list[str]) -> dict[str, np.ndarray]:
+    def load(path: str, name: str) -> SentenceEncoder | VectorTable:
+        if is_vector_table(path):
+            return VectorTable(path)
+        return SentenceEncoder.from_pretrained(path, **prompts[name]).on(device)
+
+    def vectors(encoder: SentenceEncoder | VectorTable, name: str, sentences: list[str]) -> dict[str, np.ndarray]:
         return embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
 
-    def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder: SentenceEncoder) -> tuple[dict, Scores]:
-        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, accelerator.device)
+    def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder) -> tuple[dict, Scores]:
+        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, device)
         return {"name": name, "path": models[name], "prompt": encoder.prompt} | entry, found
 
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
@@ -350,7 +323,7 @@ def main(args: argparse.Namespace) -> None:
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
 
     # Scores
-    settings = vars(args) | {"device": accelerator.device.type, "mixed_precision": accelerator.mixed_precision}
+    settings = vars(args) | {"device": device.type, "mixed_precision": accelerator.mixed_precision}
     about = {"settings": settings, "versions": {package: version(package) for package in PACKAGES}}
     about["notes"] = list(dict.fromkeys([*reads, *(note for name in compared for note in notes[name])]))
     scores = {"models": [defined(entry) for entry in entries]} | about

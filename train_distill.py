@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import check_output, claimed, write_json, writing
+from distill.folders import TRAINED, check_output, claimed, write_json, writing
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import (
     agree,
@@ -44,11 +44,10 @@ from distill.ranks import (
 )
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
-from distill.training.cache import content_fingerprint, fingerprint
+from distill.training.cache import fingerprint
 from distill.training.checkpoints import (
     LOCK,
     RUN,
-    TRAINED,
     Progress,
     find_checkpoint,
     load_checkpoint,
@@ -56,15 +55,13 @@ from distill.training.checkpoints import (
     save_student,
     saved_student,
 )
-from distill.training.labels import teacher_labels
+from distill.training.labels import Labelling
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps
 from distill.training.student import (
-    checkpoint_gradients,
-    freeze,
     gathered,
     optimizer_and_schedule,
-    set_dropout,
     settle_gradient_order,
+    shape_student,
     start_projection,
     update,
 )
@@ -88,7 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     # fmt: off
     data = parser.add_argument_group("data and models")
     data.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py")
-    data.add_argument("--teacher_model_name_or_path", required=True, help="sentence-transformers folder or hub id")
+    data.add_argument("--teacher_model_name_or_path", nargs="+", default=[], metavar="M", help="folders or hub ids")
+    data.add_argument("--teacher_vectors", nargs="+", action="append", default=[], metavar="FILE", help="a table")
+    data.add_argument("--teacher_weights", nargs="+", type=positive, metavar="W", help="of models, then of tables")
+    data.add_argument("--allow_missing_vectors", action="store_true", help="drop rows that a table has no vector for")
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
     data.add_argument("--cache_dir", help="folder for labels and token ids (if not given: cache/ in the pairs folder)")
@@ -173,7 +173,6 @@ def start(args: argparse.Namespace) -> Accelerator:
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
     check_processes(accelerator)
-    set_seed(args.seed)  # the same on all ranks, for weights that a student gets anew
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
     nodes = len(set(gather_object([socket.gethostname()])))
@@ -192,42 +191,38 @@ def metric_for_best_model(args: argparse.Namespace) -> str:
     return best_metric
 
 
-def load_models(args: argparse.Namespace, accelerator: Accelerator) -> tuple[SentenceEncoder, SentenceEncoder]:
-    """Teacher and student; UserError when nothing is to bring their vectors to the same width."""
+def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accelerator: Accelerator) -> Labelling:
+    """What gives the labels; no model is loaded before it is needed."""
     half = accelerator.device.type == "cuda" and args.label_dtype == "fp16"
-    dtype, say = args.teacher_dtype or ("bf16" if half else "fp32"), accelerator.on_main_process(print)
-    prompt = args.teacher_prompt, args.teacher_prompt_name
-    teacher = SentenceEncoder.from_pretrained(args.teacher_model_name_or_path, None, *prompt, DTYPES[dtype])
+    dtype = DTYPES[args.teacher_dtype or ("bf16" if half else "fp32")]
+    of_models = {"prompt": args.teacher_prompt, "prompt_name": args.teacher_prompt_name, "dtype": dtype}
+    given = args.teacher_model_name_or_path, args.teacher_vectors, args.teacher_weights, args.allow_missing_vectors
+    return Labelling(*given, LABEL_DTYPES[args.label_dtype], splits, cache_dir, accelerator, of_models)
+
+
+def load_student(args: argparse.Namespace, labelling: Labelling, accelerator: Accelerator) -> SentenceEncoder:
+    """The student for such labels; UserError when nothing is to bring its vectors to their width."""
+    set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
     prompt = args.student_prompt, args.student_prompt_name
     student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length, *prompt)
-    if teacher.prompt or student.prompt:
-        say(f"teacher reads {teacher.reads}, student reads {student.reads}")
+    if labelling.prompted or student.prompt:
+        accelerator.print(", ".join([*labelling.reads, f"student reads {student.reads}"]))
     if student.max_seq_length < args.max_seq_length:
-        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
+        accelerator.print(
+            f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most"
+        )
     if args.projection:
-        linear = torch.nn.Linear(student.dimension, teacher.dimension)
+        linear = torch.nn.Linear(student.dimension, labelling.width)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
     student.before_normalize = True
     student.freeze_unused()
-    widths = (
-        f"{args.teacher_model_name_or_path} gives vectors of {teacher.dimension} dimensions and "
-        f"{args.student_model_name_or_path} of {student.dimension}"
-    )
-    if args.label_pca and teacher.dimension <= student.dimension:
+    width, own, called = labelling.width, student.dimension, args.student_model_name_or_path
+    widths = f"{labelling.called} gives vectors of {width} dimensions and {called} of {own}"
+    if args.label_pca and width <= own:
         raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
-    if not args.label_pca and teacher.dimension != student.dimension:
+    if not args.label_pca and width != own:
         raise UserError(f"{widths}: choose models of equal width, or add --projection, or --label_pca if it is wider")
-    return teacher, student
-
-
-def shape_student(student: SentenceEncoder, args: argparse.Namespace) -> None:
-    """Make of a student what the options for training say; UserError where it cannot be made."""
-    freeze(student, args.freeze_embeddings, args.freeze_layers)
-    if args.torch_compile:
-        student.compile_transformer()
-    if args.gradient_checkpointing:
-        checkpoint_gradients(student.transformer)
-    set_dropout(student, args.dropout)
+    return student
 
 
 def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
@@ -262,32 +257,31 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
-    on_cpu, best_metric = device.type == "cpu", metric_for_best_model(args)
-    max_tokens = args.max_tokens_per_batch or (2048 if on_cpu else 16384)
-    workers = args.dataloader_num_workers if args.dataloader_num_workers is not None else (0 if on_cpu else 1)
+    on_gpu, best_metric = device.type != "cpu", metric_for_best_model(args)
+    max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
+    workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
     on_first_rank(partial(check_output, output_dir / "student", args, TRAINED), accelerator)
     where = args.resume_from_checkpoint, output_dir, cache_dir
     checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
 
-    # Data, teacher and student
+    # Data, teachers and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
     trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
-    teacher, student = together(partial(load_models, args, accelerator), accelerator)
-    together(partial(shape_student, student, args), accelerator)
+    labelling = find_teachers(args, splits, cache_dir, accelerator)
+    splits, contents = labelling.splits, labelling.contents  # rows without a vector may be dropped
+    student = together(partial(load_student, args, labelling, accelerator), accelerator)
+    shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
+    together(partial(shape_student, student, *shape), accelerator)
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
-    contents = {name: content_fingerprint(split, accelerator) for name, split in splits.items()}
     pairs = TokenizedPairs(splits["train"], contents["train"], student, cache_dir, accelerator)
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
-    dtype, pca_width = LABEL_DTYPES[args.label_dtype], student.dimension if args.label_pca else None
-    of_labels = splits, contents, dtype, pca_width, cache_dir, accelerator
-    labels, labels_fingerprint = teacher_labels(teacher.to(device), *of_labels)
-    del teacher
+    labels = labelling.labels(student.dimension if args.label_pca else None)
     if args.projection and checkpoint is None:
-        start_projection(student.to(device), splits["train"], labels["train"], accelerator)
+        start_projection(student.to(device), splits["train"], labels.of["train"], accelerator)
 
     # Optimizer and schedule
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
@@ -305,7 +299,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     progress = Progress()
     settings = run_settings(args, accelerator.mixed_precision, total_steps, whole) | {
         "on other pairs, or with another tokenizer": steps.fingerprint,
-        "on labels of another teacher": labels_fingerprint,
+        "on labels of another teacher": fingerprint(labels.name, contents, args.label_dtype),
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
@@ -321,7 +315,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tell = accelerator.on_main_process(bar.write)
     tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
-    rank_steps = RankSteps(steps, labels["train"], student, max_tokens, accelerator)
+    rank_steps = RankSteps(steps, labels.of["train"], student, max_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
 
     def done() -> bool:
@@ -345,7 +339,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):
             with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
-                scores = evaluate(gathered(whole, student), splits["dev"], labels["dev"], sts, accelerator)
+                scores = evaluate(gathered(whole, student), splits["dev"], labels.of["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
                 better = progress.judge(scores[best_metric])
                 tell(evaluation_report(progress, best_metric, scores), sys.stderr)

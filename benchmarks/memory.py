@@ -29,7 +29,7 @@ import train_distill
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.training import tokens
 from distill.training.cache import content_fingerprint
-from distill.training.labels import teacher_labels
+from distill.training.labels import Labelling
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,11 +74,11 @@ def prepare(folder: Path, rows: int) -> None:
     pairs = datasets.load_from_disk(folder / "pairs")
     model = SentenceEncoder.from_pretrained(str(folder / "model"), 128)
     model.token_ids = lambda sentences: [random.integers(5, 999, 8) for _ in sentences]
-    model.encode = lambda sentences: random.standard_normal((len(sentences), 32), dtype=np.float32)
+    SentenceEncoder.encode = lambda self, sentences: random.standard_normal((len(sentences), 32), dtype=np.float32)
     cache_dir, accelerator = folder / "pairs" / "cache", Accelerator(cpu=True)
     contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
     tokens.TokenizedPairs(pairs["train"], contents["train"], model, cache_dir, accelerator)
-    teacher_labels(model, pairs, contents, "float32", None, cache_dir, accelerator)
+    Labelling([str(folder / "model")], [], None, False, "float32", pairs, cache_dir, accelerator).labels()
 
 
 def measure(folder: Path) -> None:

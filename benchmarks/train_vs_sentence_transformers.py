@@ -197,8 +197,8 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)
     contents = {name: content_fingerprint(split, accelerator) for name, split in pairs.items()}
     tokens = train_distill.TokenizedPairs(pairs["train"], contents["train"], encoder, cache_dir, accelerator)
-    teacher = SentenceEncoder.from_pretrained(ours.teacher_model_name_or_path)
-    labels, _ = train_distill.teacher_labels(teacher, pairs, contents, "float32", None, cache_dir, accelerator)
+    teachers = ours.teacher_model_name_or_path, ours.teacher_vectors, ours.teacher_weights, False
+    labels = train_distill.Labelling(*teachers, "float32", pairs, cache_dir, accelerator).labels()
     order = ours.translations_per_source, ours.language_temperature, ours.seed
     steps = train_distill.Steps(tokens, args.batch_size, *order)
     steps[0]
@@ -206,7 +206,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     taken = np.array(steps.order[: total * args.batch_size])
     flat = [(row["source"], target["sentence"]) for row in pairs["train"] for target in row["targets"]]
     rows = {"english": [flat[pair][0] for pair in taken], "non_english": [flat[pair][1] for pair in taken]}
-    train = datasets.Dataset.from_dict(rows | {"label": labels["train"][tokens.row_of_pair[taken]].tolist()})
+    train = datasets.Dataset.from_dict(rows | {"label": labels.of["train"][tokens.row_of_pair[taken]].tolist()})
 
     sts = read_sts(ours.sts_dev)
 
@@ -218,7 +218,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
         def on_step_end(self, _, state, control, **kwargs):
             if state.global_step == state.max_steps:
                 encoder.transformer, encoder.dense = student[0].auto_model, dense(student)
-                given = encoder, pairs["dev"], labels["dev"], sts, accelerator
+                given = encoder, pairs["dev"], labels.of["dev"], sts, accelerator
                 clock.evaluation(train_distill.evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
 
     settings = SentenceTransformerTrainingArguments(

@@ -17,17 +17,18 @@ from safetensors import SafetensorError
 from distill.command import UserError
 from distill.text_files import expand_languages
 
+TRAINED = "a trained student"  # the kind of folder that train_distill.py makes of its best student
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
 # Options that name what a command reads.
 INPUTS = {
-    *("corpus", "exclude", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
+    *("corpus", "exclude", "text_files", "pairs_dir", "sts", "sts_dev", "bitext", "teacher_vectors"),
     *(
         f"{model}name_or_path"
         for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_")
     ),
 }
 # What train_distill.py adds to a folder of pairs.
-ADDED = re.compile(r"cache/(tokens|labels|sample|pca)-[\w-]+(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))")
+ADDED = re.compile(r"cache/(tokens|labels|found|sample|pca)-[\w-]+(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))")
 
 
 def read_json(path: Path, default):
@@ -162,9 +163,12 @@ def check_output(path: str | Path, args, kind: str) -> None:
 
 def _inputs(args) -> Iterator[Path]:
     """The files and folders that options of INPUTS name, as they are or within a spec."""
+
+    def specs(given) -> Iterator[str]:  # a text, or lists of them
+        yield from [given] if isinstance(given, str) else (spec for part in given or [] for spec in specs(part))
+
     for option in INPUTS & vars(args).keys():
-        given = getattr(args, option) or []
-        for spec in [given] if isinstance(given, str) else given:
+        for spec in specs(getattr(args, option)):
             for part in {spec, spec.partition("=")[2]} - {""}:  # NAME=SPEC
                 for path in expand_languages(part).values() if re.search(r"{.+}", part) else [part]:
                     # 'folder:config:split'

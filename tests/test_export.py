@@ -88,6 +88,7 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     written = vars(train_distill.build_parser().parse_args(words[3:]))
     del written["command_line"], written["called_from"]
     given = {name: Path(value).name if isinstance(value, str) else value for name, value in vars(args).items()}
+    given["teacher_model_name_or_path"] = ["teacher"]
     assert written == {name: given[name] for name in written} and len(words) < 20, "defaults are left out"
 
     # Said where it was chosen on what it is scored on, and nothing of this machine.

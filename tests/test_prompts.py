@@ -47,7 +47,7 @@ def test_a_pooling_without_the_prompt_is_that_of_sentence_transformers(tmp_path,
 def test_a_sentence_that_adds_nothing_to_an_unpooled_prompt_is_named():
     encoder = tiny_encoder(include_prompt=False)
     encoder.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    encoder.use_prompt("der ")
+    encoder.prompts, encoder.default_prompt_name = {"default": "der "}, "default"
     assert encoder.encode(["plants"]).shape == (1, 32)
     with pytest.raises(UserError, match="'' has no token: remove this sentence"):
         encoder.encode(["plants", ""])
@@ -163,8 +163,10 @@ def test_prompts_are_part_of_what_a_run_must_go_on_with(pairs, queries, student,
 
 def test_a_prompt_in_a_command_on_a_model_card_is_no_path(tmp_path):
     command = "x --pairs_dir /a/b --teacher_prompt 'one/two: ' --student_prompt 'a/b'"
-    names = ("pairs_dir", "teacher_model_name_or_path", "student_model_name_or_path")
-    (tmp_path / "args.json").write_text(json.dumps(dict.fromkeys(names, "/a/b") | {"command_line": command}))
+    given = {"kind": "a trained student", "student_model_name_or_path": "/a/b", "command_line": command}
+    given |= {"teacher_model_name_or_path": [], "teacher_vectors": []}
+    given["trained_on"] = {"source_language": "en", "corpora": [], "pairs": {}, "untranslated": 0}
+    (tmp_path / "args.json").write_text(json.dumps(given))
     assert "--pairs_dir b" in (shown := training_of(str(tmp_path))["command"])
     assert "--teacher_prompt 'one/two: '" in shown and "--student_prompt a/b" in shown
     assert public_settings({"prompt": ["a/b"], "prompt_name": [], "seed": 1}) == {"seed": 1}
@@ -200,12 +202,13 @@ def test_labels_of_a_teacher_in_bf16(pairs, teacher, student, tmp_path):
     ],
 )
 def test_a_teacher_is_in_bf16_by_itself_on_a_gpu_for_fp16_labels(
-    pairs, teacher, student, tmp_path, device, given, dtype
+    pairs, teacher, student, tmp_path, monkeypatch, device, given, dtype
 ):
     args = train_distill.build_parser().parse_args([*options(pairs, teacher, student), *folders(tmp_path), *given])
-    accelerator = SimpleNamespace(device=torch.device(device), on_main_process=lambda function: function)
-    taught, learning = train_distill.load_models(args, accelerator)
-    assert (taught.transformer.dtype, learning.transformer.dtype) == (dtype, torch.float32)
+    like = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(train_distill, "Labelling", lambda *given: given[-1])
+    assert train_distill.find_teachers(args, {}, tmp_path, like)["dtype"] == dtype
+    assert SentenceEncoder.from_pretrained(teacher, dtype=dtype).transformer.dtype == dtype
 
 
 # ---------------------------------------------------------------- scores

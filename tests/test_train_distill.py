@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ROOT, SAMPLES, saved, script, tiny_encoder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
@@ -41,9 +41,10 @@ from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import read_json
 from distill.pairs.pairs_folder import load_pairs
 from distill.training.cache import content_fingerprint, fill
-from distill.training.labels import teacher_fingerprint, teacher_labels
+from distill.training.labels import Labelling
 from distill.training.steps import RankStep, RankSteps, Steps, epoch_order, scratch
 from distill.training.student import freeze, set_dropout, start_projection
+from distill.training.teachers import teacher_fingerprint
 from distill.training.tokens import TokenizedPairs
 from distill.training.watching import Metrics, Tally, mean_similarity
 from train_distill import build_parser, distillation_loss, main
@@ -93,10 +94,9 @@ def tokenized(pairs, student, tmp_path):
     )
 
 
-def labels_of(tokenized, teacher: SentenceEncoder, dtype: str = "float32") -> np.ndarray:
-    splits, contents = {"train": tokenized.dataset}, {"train": tokenized.content}
-    labels, _ = teacher_labels(teacher, splits, contents, dtype, None, tokenized.cache_dir, tokenized.accelerator)
-    return labels["train"]
+def labels_of(tokenized, teacher: str, dtype: str = "float32") -> np.ndarray:
+    where = {"train": tokenized.dataset}, tokenized.cache_dir, tokenized.accelerator
+    return Labelling([teacher], [], None, False, dtype, *where).labels().of["train"]
 
 
 # ---------------------------------------------------------------- the objective
@@ -174,8 +174,7 @@ def test_labels_and_token_ids_are_found_by_a_second_run(pairs, teacher, student,
 
 
 def test_labels_in_half_precision(tokenized, teacher):
-    encoder = SentenceEncoder.from_pretrained(teacher)
-    one, two = (labels_of(tokenized, encoder, dtype) for dtype in ("float32", "float16"))
+    one, two = (labels_of(tokenized, teacher, dtype) for dtype in ("float32", "float16"))
     assert (one.dtype, two.dtype, two.nbytes) == (np.float32, np.float16, one.nbytes // 2)
     np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
 
@@ -293,7 +292,7 @@ def test_label_pca_equals_numpys(pairs, wide_teacher, student, tmp_path):
 def test_a_projection_starts_where_the_loss_is_least(tokenized, wide_teacher):
     """As near to the labels as the same least squares with a column of ones, by weights that are no larger."""
     student, dataset = tokenized.student, tokenized.dataset
-    labels = labels_of(tokenized, SentenceEncoder.from_pretrained(wide_teacher))
+    labels = labels_of(tokenized, wide_teacher)
     sides = [[row["source"], *(target["sentence"] for target in row["targets"])] for row in dataset]
     vectors = student.encode([sentence for texts in sides for sentence in texts])
     expected = labels[np.repeat(np.arange(len(dataset)), [len(texts) for texts in sides])]
@@ -559,17 +558,29 @@ def test_a_default_prompt_is_read_in_training_too(tokenized, tmp_path):
         assert np.array_equal(tokens[number], prompted.tokenizer("Amo " + sentence)["input_ids"][:32])
 
 
-def test_labels_are_named_by_all_that_decides_them(monkeypatch):
-    def named(activation=None, **settings) -> str:
+def test_labels_are_named_by_all_that_decides_them(tmp_path, monkeypatch):
+    count = itertools.count()
+
+    def named(activation=None, prompt=None, **settings) -> str:
         dense = nn.Sequential(nn.Sequential(nn.Linear(32, 32), activation or nn.Tanh()))
         nn.init.ones_(dense[0][0].weight), nn.init.ones_(dense[0][0].bias)
-        encoder = tiny_encoder(dense=dense)
+        encoder = tiny_encoder(dense=dense, prompts={"query": prompt or ""}, default_prompt_name="query")
         encoder.transformer.config.update(settings)
-        return teacher_fingerprint(encoder)
+        folder = saved(encoder, tmp_path / f"{next(count)}")
+        Path(folder, "README.md").write_text(folder)
+        Path(folder, "args.json").write_text(json.dumps({"output_dir": folder}))
+        return teacher_fingerprint(Path(folder), {})
 
     assert named() == named(_name_or_path="elsewhere")
-    assert len({named(), named(nn.Identity()), named(layer_norm_eps=0.1), named(num_attention_heads=4)}) == 4
+    changes = {"layer_norm_eps": 0.1}, {"num_attention_heads": 4}, {"prompt": "a "}, {"activation": nn.Identity()}
+    assert len({named(), *(named(**change) for change in changes)}) == 5
     one = named()
+    assert teacher_fingerprint(tmp_path / "0", {"max_seq_length": 8}) != one
+    torch.save({}, tmp_path / "0/pytorch_model.bin")  # beside the safetensors nobody reads it
+    assert teacher_fingerprint(tmp_path / "0", {}) == one
+    weights = load_file(tmp_path / "0/2_Dense/model.safetensors")
+    save_file({name: weight + 1e-3 for name, weight in weights.items()}, tmp_path / "0/2_Dense/model.safetensors")
+    assert teacher_fingerprint(tmp_path / "0", {}) != one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert named() == one
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
@@ -884,7 +895,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
     "change, message",
     [
         ({"pairs_dir": "{tmp}/nowhere"}, "nowhere is no folder of build_pairs.py"),
-        ({"teacher_model_name_or_path": "{tmp}/nowhere"}, "nowhere does not exist: give a model folder or a hub id"),
+        ({"teacher_model_name_or_path": ["{tmp}/nowhere"]}, "nowhere does not exist: give a model folder or a hub id"),
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
         ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
         ({"metric_for_best_model": "spearman_cosine"}, "--metric_for_best_model spearman_cosine needs --sts_dev"),
@@ -921,10 +932,8 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     (tmp_path / "a-student/args.json").write_text(json.dumps(made))
     output = tmp_path / "run"
     args = vars(build_parser().parse_args(arguments(pairs, teacher, student, output)))
-    args |= {
-        k: v.replace("{tmp}", str(tmp_path)).replace("{pairs}", pairs) if isinstance(v, str) else v
-        for k, v in change.items()
-    }
+    places = json.dumps(change).replace("{tmp}", str(tmp_path)).replace("{pairs}", pairs)
+    args |= json.loads(places)
     with pytest.raises(SystemExit) as end:
         run(main, argparse.Namespace(**args))
     assert end.value.code == 2

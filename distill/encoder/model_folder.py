@@ -30,6 +30,8 @@ POOLING_KEYS = {
 }
 # How models call their table of positions: BERT and its kin, CLIP, GPT-2, BART.
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
+FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]  # that a model may be read from
+WRITTEN_BESIDE = ("args.json", "scores.json")  # by this project's scripts, into a model's folder
 OLD_POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens")  # the keys that every version reads
 
 
@@ -44,15 +46,26 @@ def find_folder(name_or_path: str) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith("."):
         raise UserError(f"{name_or_path} does not exist: give a model folder or a hub id")
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*_Dense/*.bin"]
     try:
-        folder = Path(snapshot_download(name_or_path, allow_patterns=patterns))
+        folder = Path(snapshot_download(name_or_path, allow_patterns=[*FILES[:-1], "*_Dense/*.bin"]))
         if not list(folder.glob("**/*.safetensors")):  # published before there was that format
             snapshot_download(name_or_path, allow_patterns=["*.bin"])
         return folder
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]  # not the library's advice
         raise UserError(f"{name_or_path} is neither a model folder nor a hub id within reach: {reason}") from error
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide its vectors; of weights in two formats those that are read."""
+    files = {path for pattern in FILES for path in folder.rglob(pattern) if path.name not in WRITTEN_BESIDE}
+    packed = {path.parent for path in files if path.suffix == ".safetensors"}
+    return sorted(path for path in files if path.suffix != ".bin" or path.parent not in packed)
+
+
+def ends_in_normalize(folder: Path) -> bool:
+    """Whether a model's vectors are brought to length 1, as its modules.json says."""
+    return any("Normalize" in str(module) for module in read_json(folder / "modules.json", []))
 
 
 @contextmanager
@@ -128,6 +141,32 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> nn.Module:
             "there that they were saved with"
         )
     return transformer
+
+
+def read_prompts(folder: Path, text: str | None = None, name: str | None = None) -> tuple[dict[str, str], str | None]:
+    """A model's prompts, and the name of the one that is put before every sentence, or of none.
+
+    That is the folder's default, if neither `text` (an empty one: no prompt) nor the `name` of one is given. UserError
+    where the folder has no prompt of that name.
+    """
+    about = read_json(folder / "config_sentence_transformers.json", {})
+    prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise UserError(f"{folder}: its prompts are no names with a text each, but {prompts}: mend them")
+    if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
+        raise UserError(f"{folder}: its default prompt {default!r} is not among its prompts {[*prompts]}")
+    if text:
+        name = {prompt: known for known, prompt in prompts.items()}.get(text, "default")
+        return prompts | {name: text}, name
+    if name is not None and name not in prompts:
+        have = f"has the prompts {', '.join(prompts)}" if prompts else "has no prompts"
+        raise UserError(f"{folder} {have}, none is called {name!r}: give one's text")
+    return prompts, default if text is None and name is None else name
+
+
+def behind(prompt: str) -> str:
+    """What a model reads of a sentence, for people."""
+    return f"{prompt!r} + sentence" if prompt else "sentence"
 
 
 def layer_list(transformer) -> tuple[str, nn.ModuleList] | None:

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from distill.command import UserError
 from distill.encoder.model_folder import (
+    behind,
     find_folder,
     loading,
     longest_input,
     position_table,
     read_modules,
+    read_prompts,
     read_transformer,
     write_dense,
     write_pooling,
@@ -30,6 +32,7 @@ from distill.encoder.packing import (
     padded_batches,
     to_device,
 )
+from distill.encoder.pooling import POOLINGS, places
 from distill.encoder.tokenizer import read_tokenizer, save_tokenizer, tokenize
 from distill.folders import read_json, write_json
 from distill.ranks import check_signal, together
@@ -48,28 +51,6 @@ def set_matmul_precision(device: torch.device, allow_tf32: bool = False) -> None
         has = torch.cpu.get_capabilities()
         onednn = has.get("avx512_f", False) and not has.get("amx_tile", False)
         torch.set_float32_matmul_precision("medium" if onednn else "highest")
-
-
-def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-
-
-def _places(mask: Tensor) -> Tensor:
-    return torch.arange(1, mask.shape[1] + 1, device=mask.device)[:, None]
-
-
-def _at(tokens: Tensor, place: Tensor) -> Tensor:
-    return tokens.gather(1, place.expand(-1, -1, tokens.shape[-1]))[:, 0]
-
-
-POOLINGS = {  # (batch, length, width) tokens and their (batch, length, 1) mask to (batch, width)
-    "cls": lambda tokens, mask: _at(tokens, mask.argmax(1, keepdim=True)),
-    "max": lambda tokens, mask: tokens.masked_fill(mask == 0, -1e9).amax(1),
-    "mean": _mean,
-    "mean_sqrt_len_tokens": lambda tokens, mask: (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt(),
-    "weightedmean": lambda tokens, mask: _mean(tokens, mask * _places(mask)),
-    "lasttoken": lambda tokens, mask: _at(tokens, (mask * _places(mask)).argmax(1, keepdim=True)),
-}
 
 
 # Of a transformer's configuration, what says nothing about its vectors.
@@ -126,7 +107,7 @@ class SentenceEncoder(nn.Module):
         """Load a sentence-transformers folder of any version, or a plain transformer (mean pooling).
 
         `name_or_path`: a local folder or a hub id; UserError for anything else. `prompt`, `prompt_name`: as
-        `use_prompt` takes them. `dtype`: of the transformer's weights; pooling and Dense layers are fp32.
+        `read_prompts` takes them. `dtype`: of the transformer's weights; pooling and Dense layers are fp32.
         """
         folder = find_folder(name_or_path)
         with loading(f"{name_or_path} cannot be loaded as a model"):
@@ -155,15 +136,10 @@ class SentenceEncoder(nn.Module):
                 limit = min(limit, longest)
             limit = min(limit, max_seq_length or limit)
             about = read_json(folder / "config_sentence_transformers.json", {})
-            prompts, default = about.get("prompts") or {}, about.get("default_prompt_name")
-            if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-                raise UserError(f"{name_or_path}: its prompts are no names with a text each, but {prompts}: mend them")
-            if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
-                raise UserError(f"{name_or_path}: its default prompt {default!r} is not among its prompts {[*prompts]}")
+            prompts, default = read_prompts(folder, prompt, prompt_name)
             similarity = about.get("similarity_fn_name") or "cosine"
             parts = transformer, tokenizer, pooling, dense, normalize
             encoder = cls(*parts, limit, prompts, default, lower, similarity, include_prompt)
-            encoder.use_prompt(prompt, prompt_name)
             given = encoder.pooled_dimension
             for linear, _ in dense:
                 if linear.in_features != given:
@@ -205,7 +181,7 @@ class SentenceEncoder(nn.Module):
     @property
     def reads(self) -> str:
         """What it reads of a sentence, for people."""
-        return f"{self.prompt!r} + sentence" if self.prompt else "sentence"
+        return behind(self.prompt)
 
     @property
     def not_pooled(self) -> int:
@@ -223,27 +199,18 @@ class SentenceEncoder(nn.Module):
         pooling = self.pooling, self.include_prompt
         return repr((config, *pooling, str(self.dense), self.normalize, self.max_seq_length, self.prompt))
 
-    def use_prompt(self, text: str | None = None, name: str | None = None) -> None:
-        """Put this text before every sentence, none if it is empty, or the prompt that the folder calls `name`.
-
-        With neither its own default stays. UserError where it has no prompt of that name.
-        """
-        if text is not None:
-            known = {prompt: of for of, prompt in self.prompts.items()}
-            name = known.get(text, "default") if text else None
-            self.prompts = self.prompts | ({name: text} if text else {})
-            self.default_prompt_name = name
-        elif name is not None:
-            if name not in self.prompts:
-                have = f"has the prompts {', '.join(self.prompts)}" if self.prompts else "has no prompts"
-                raise UserError(f"{self.transformer.name_or_path} {have}, none is called {name!r}: give one's text")
-            self.default_prompt_name = name
-
     @property
     def packs(self) -> bool:
         """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
         on_cpu = next(self.parameters()).device.type == "cpu"
         return on_cpu and self.transformer.config._attn_implementation == "packed"
+
+    def on(self, device: torch.device) -> "SentenceEncoder":
+        """The same, its weights on a device. On a CPU they stay as they were loaded: processes share the file's pages.
+
+        `to` would copy them where the device is called cpu:0, as accelerate calls it when there are several processes.
+        """
+        return self if device.type == "cpu" else self.to(device)
 
     def freeze_unused(self) -> None:
         """Exclude from training what no sentence vector comes from, as DDP must know: BERT's pooler, LUKE's entities.
@@ -288,7 +255,7 @@ class SentenceEncoder(nn.Module):
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
         batches = [(tokens.float(), mask.float()) for tokens, mask in batches]
         if skipped := self.not_pooled:
-            batches = [(tokens, mask * (_places(mask) > skipped)) for tokens, mask in batches]
+            batches = [(tokens, mask * (places(mask) > skipped)) for tokens, mask in batches]
         modes = [POOLINGS[mode] for mode in self.pooling.split("+")]
         vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
         if len(self.dense):

@@ -6,10 +6,23 @@ models on them are pairs.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from distill.scoring.sts import StsSet
+
 NUMBERS = 1 << 16  # counts in memory at a time: few enough for a core's cache, enough to keep numpy busy
+
+
+class Score(NamedTuple):
+    """A number that models are compared by, and the same in every bootstrap resample."""
+
+    value: float
+    resamples: np.ndarray  # (samples,)
+
+
+Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary', then by name
 
 
 def row_counts(rows: int, samples: int, seed) -> Iterator[np.ndarray]:
@@ -107,3 +120,30 @@ def paired_test(difference: float, resamples: np.ndarray) -> dict:
     other_side = min((defined <= 0).sum(), (defined >= 0).sum())
     p_value = min(1.0, 2 * (other_side + 1) / (len(defined) + 1))
     return {"difference": difference, "ci": interval(resamples), "p_value": float(p_value)}
+
+
+def means(sets: list[StsSet], sts: dict[str, Score], bitext: dict[str, Score]) -> dict[str, Score]:
+    """The mean Spearman within and across languages and the mean accuracy, of all that have the same NAME."""
+    groups = {}
+    for one in sets:
+        kind = "within" if one.languages[0] == one.languages[1] else "across"
+        groups.setdefault(one.name.rpartition("/")[0] + "/" + kind, []).append(sts[one.name])
+    for name, score in bitext.items():
+        groups.setdefault(name.rpartition("/")[0] + "/accuracy", []).append(score)
+    return {
+        name.removeprefix("/"): Score(
+            np.mean([score.value for score in scores]), np.mean([score.resamples for score in scores], axis=0)
+        )
+        for name, scores in groups.items()
+    }
+
+
+def compare(new: Scores, old: Scores) -> dict:
+    """The paired bootstrap test of every score that two models have."""
+    return {
+        kind: {
+            name: paired_test(score.value - old[kind][name].value, score.resamples - old[kind][name].resamples)
+            for name, score in scores.items()
+        }
+        for kind, scores in new.items()
+    }

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import read_json, write_json
+from distill.folders import TRAINED, read_json, write_json
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
@@ -83,7 +83,7 @@ def public_settings(settings: dict) -> dict:
 def training_args(path: str) -> dict | None:
     """What train_distill.py was given for the student that lies at `path`; None for any other model."""
     given = read_json(Path(path) / "args.json", {})
-    return given if given.get("kind") == "a trained student" else None
+    return given if given.get("kind") == TRAINED else None
 
 
 def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
@@ -129,7 +129,7 @@ def training_of(path: str) -> dict | None:
     words = ["", *shlex.split(given["command_line"])]
     shown = [word if before.endswith("_prompt") else public(word) for before, word in itertools.pairwise(words)]
     return {
-        "teacher": public(given["teacher_model_name_or_path"]),
+        "teachers": [*map(public, itertools.chain(given["teacher_model_name_or_path"], *given["teacher_vectors"]))],
         "student": public(given["student_model_name_or_path"]),
         "corpora": [*map(public, given["trained_on"]["corpora"])],
         "pairs": pairs,
@@ -228,7 +228,8 @@ def model_card(
     if bitexts:
         parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
     if training:
-        parts += ["## Training", f"Teacher: `{training['teacher']}`. Student at the start: `{training['student']}`."]
+        teachers = ", ".join(f"`{teacher}`" for teacher in training["teachers"])
+        parts += ["## Training", f"Teacher: {teachers}. Student at the start: `{training['student']}`."]
         parts.append(trained_on(training))
         parts.append(training["command"])
     return "\n\n".join(parts) + "\n"

@@ -79,19 +79,9 @@ def fill(
                 file.flush()
                 os.fsync(file.fileno())
 
-    def finish() -> None:
-        if folder.is_dir():  # of a run that could not be seen, on a file system without locks
-            shutil.rmtree(growing)
-        else:
-            growing.rename(folder)
-
-    def check() -> None:
-        if name := cut_off(folder):
-            raise UserError(f"{folder / name} is damaged: remove {folder}, and it is made anew")
-
     with turn_to_build(folder, accelerator) as ours:
         if not ours:
-            return on_first_rank(check, accelerator)
+            return on_first_rank(partial(check_whole, folder), accelerator)
         done = on_first_rank(begin, accelerator, folder.parent)
         hidden = not accelerator.is_main_process
         with tqdm(total=rows, initial=done["rows"], desc=description, unit=" rows", disable=hidden) as bar:
@@ -111,7 +101,39 @@ def fill(
                     "bytes": sum(sizes, Counter(done["bytes"])),
                 }
                 on_first_rank(partial(write_json, record, done), accelerator, folder.parent)
-        on_first_rank(finish, accelerator, folder.parent)
+        on_first_rank(partial(finish, growing, folder), accelerator, folder.parent)
+
+
+def fill_by_first(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
+    """Fill `folder` by rank 0 alone, whose `write(growing)` puts files into an empty folder; a kill undoes all.
+
+    Else as `fill`.
+    """
+    growing = folder.with_suffix(".tmp")
+
+    def build() -> None:
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+        write(growing)
+        write_json(growing / "done.json", {"bytes": {file.stem: file.stat().st_size for file in growing.glob("*.bin")}})
+        finish(growing, folder)
+
+    with turn_to_build(folder, accelerator) as ours:
+        on_first_rank(build if ours else partial(check_whole, folder), accelerator, folder.parent)
+
+
+def finish(growing: Path, folder: Path) -> None:
+    """Give a folder that is whole its name."""
+    if folder.is_dir():  # of a run that could not be seen, on a file system without locks
+        shutil.rmtree(growing)
+    else:
+        growing.rename(folder)
+
+
+def check_whole(folder: Path) -> None:
+    """UserError where a cache folder has not what its done.json says."""
+    if name := cut_off(folder):
+        raise UserError(f"{folder / name} is damaged: remove {folder}, and it is made anew")
 
 
 def cut_off(folder: Path) -> str | None:

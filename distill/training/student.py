@@ -79,6 +79,23 @@ def checkpoint_gradients(transformer) -> None:
     enable({"use_reentrant": False})
 
 
+def shape_student(
+    student: SentenceEncoder,
+    freeze_embeddings: bool,
+    freeze_layers: int,
+    compiled: bool,
+    checkpointed: bool,
+    rate: float,
+) -> None:
+    """Make of a student what training is told to; UserError where it cannot be made. `rate`: of dropout."""
+    freeze(student, freeze_embeddings, freeze_layers)
+    if compiled:
+        student.compile_transformer()
+    if checkpointed:
+        checkpoint_gradients(student.transformer)
+    set_dropout(student, rate)
+
+
 def optimizer_and_schedule(
     student: SentenceEncoder, steps: int, learning_rate: float, warmup_ratio: float, epsilon: float, weight_decay: float
 ) -> tuple:

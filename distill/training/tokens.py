@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import Accelerator
 
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import tokenizer_text
+from distill.pairs.pairs_folder import sentence_counts
 from distill.ranks import on_first_rank
 from distill.training.cache import fill, fingerprint, mapped
 
@@ -26,10 +26,8 @@ class TokenizedPairs:
 
     def __init__(self, dataset, content: str, encoder: SentenceEncoder, cache_dir: Path, accelerator: Accelerator):
         table = dataset.with_format("arrow")
-        targets = table.data.column("targets").chunks
-        found = [pc.unique(pc.list_flatten(chunk).field("language")) for chunk in targets]
-        self.languages = sorted(pa.chunked_array(found).unique().to_pylist())
-        if any(pc.any(pc.equal(pc.list_value_length(chunk), 0)).as_py() for chunk in targets):
+        self.languages = sorted(sentence_counts(dataset).keys() - {""})
+        if any(pc.any(pc.equal(pc.list_value_length(rows["targets"]), 0)).as_py() for rows in table.iter(10_000)):
             self.languages.append(UNTRANSLATED)
         number = {language: i for i, language in enumerate(self.languages)}
 
