@@ -39,11 +39,11 @@ import train_distill
 from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import listening
-from distill.training import labels, tokens
+from distill.training import teachers, tokens
 
 ROOT = Path(__file__).parent.parent
 PLACES = {
-    "labels": "distill.training.labels.fill",
+    "labels": "distill.training.teachers.fill",
     "step": "train_distill.distillation_loss",
     "save": "train_distill.save_checkpoint",
     "evaluation": "train_distill.evaluate",
@@ -123,7 +123,7 @@ def train(folder: Path, name: str, more: list[str]) -> None:
     given = ["--pairs_dir", f"{folder}/pairs", "--cache_dir", f"{folder}/{name}/cache"]
     given += [f"--{model}_model_name_or_path={folder}/{model}" for model in ("teacher", "student")]
     given += ["--output_dir", f"{folder}/{name}/run", *OPTIONS.split(), *more]
-    for room in (labels, tokens):
+    for room in (teachers, tokens):
         room.fill = lambda *args, fill=room.fill: fill(*args[:5], CHUNK, *args[6:])
     with listening():
         run(train_distill.main, train_distill.build_parser().parse_args(given))
