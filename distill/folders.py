@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,8 +58,9 @@ def settle(folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in files:
-        path.chmod(0o666 & ~umask)
+    with suppress(PermissionError):  # on a file system without modes
+        for path in files:
+            path.chmod(0o666 & ~umask)
     for path in (*files, folder):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
