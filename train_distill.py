@@ -260,7 +260,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     on_gpu, best_metric = device.type != "cpu", metric_for_best_model(args)
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
-    on_first_rank(partial(check_output, output_dir / "student", args, TRAINED), accelerator)
+    on_first_rank(partial(check_output, output_dir / "student", args, TRAINED, keep=True), accelerator)
     where = args.resume_from_checkpoint, output_dir, cache_dir
     checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
 

@@ -136,11 +136,12 @@ def claimed(path: str | Path, file: str) -> Iterator[None]:
             lock_file.parent.rmdir()
 
 
-def check_output(path: str | Path, args, kind: str) -> None:
+def check_output(path: str | Path, args, kind: str, keep: bool = False) -> None:
     """UserError where `replaced_folder` would refuse or could not write: for scripts that compute long before.
 
     An output is not, holds not and lies not in what an option of `args` names as an input, links resolved, and the
-    command was not started in it. What is there already must be a folder of the same `kind`, and hold nothing else.
+    command was not started in it. What is there already must be a folder of the same `kind`, and hold nothing else,
+    unless that is to be kept.
     """
     for part in (Path(path), *Path(path).parents):
         if part.is_symlink() and not part.exists():
@@ -155,8 +156,7 @@ def check_output(path: str | Path, args, kind: str) -> None:
         raise UserError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
     if path in (Path.cwd(), *Path.cwd().parents):
         raise UserError(f"{path} would be replaced with the folder that you are in: name another, or go elsewhere")
-    if path.exists():
-        _check_replaceable(path, kind)
+    _check_replaceable(path, kind, keep)
     parent = next(parent for parent in path.parents if parent.exists())
     with writing(path), tempfile.TemporaryDirectory(dir=parent):
         pass
@@ -176,8 +176,11 @@ def _inputs(args) -> Iterator[Path]:
                     yield from (Path(name).resolve() for name in {path, path.partition(":")[0]} if os.path.exists(name))
 
 
-def _check_replaceable(path: Path, kind: str) -> None:
-    """UserError where a folder is of another kind, or holds what is not in its own list of what was written there."""
+def _check_replaceable(path: Path, kind: str, keep: bool) -> list[str]:
+    """The files in a folder that are not in its own list of what was written there.
+
+    UserError where there are any that are not to be kept, or it is of another kind.
+    """
     try:
         made = read_json(path / "args.json", {})
     except UserError:
@@ -188,25 +191,26 @@ def _check_replaceable(path: Path, kind: str) -> None:
     written = {"args.json", *files} if isinstance(files, list) else set()
     inside = (found for found in sorted(path.rglob("*")) if found.is_symlink() or not found.is_dir())
     names = (str(found.relative_to(path)) for found in inside)
-    foreign = next((name for name in names if name not in written and not ADDED.fullmatch(name)), None)
-    if foreign:
-        raise UserError(f"{path} holds {foreign}, which no script wrote: name another output folder, or move it")
+    foreign = [name for name in names if name not in written and not ADDED.fullmatch(name)]
+    if foreign and not keep:
+        raise UserError(f"{path} holds {foreign[0]}, which no script wrote: name another output folder, or move it")
+    return foreign
 
 
 @contextmanager
-def replaced_folder(path: str | Path, args, kind: str) -> Iterator[Path]:
+def replaced_folder(path: str | Path, args, kind: str, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends well, else vanishes.
 
     `args` (a namespace) is written into it as `args.json`, with its `kind` ("pairs", "scores") and the list of its
-    `files`. Raises what `check_output` raises.
+    `files`. With `keep`, what others have put there goes along. Raises what `check_output` raises.
     """
-    check_output(path, args, kind)
+    check_output(path, args, kind, keep)
     path = Path(path).resolve()  # a link stays, the folder that it names is replaced
     with claimed(path, f"../.{path.name}.lock"):
-        yield from _replaced(path, args, kind)
+        yield from _replaced(path, args, kind, keep)
 
 
-def _replaced(path: Path, args, kind: str) -> Iterator[Path]:
+def _replaced(path: Path, args, kind: str, keep: bool) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("being_written", "replaced"))
     if old.exists() and not path.exists():
         old.rename(path)  # killed between the two renames below
@@ -217,6 +221,9 @@ def _replaced(path: Path, args, kind: str) -> Iterator[Path]:
         yield temporary
         files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
         write_json(temporary / "args.json", vars(args) | {"kind": kind, "files": files})
+        for name in _check_replaceable(path, kind, keep):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path / name, temporary / name, follow_symlinks=False)
         settle(temporary)
         if not (path.exists() and exchange(temporary, path)):
             if path.exists():

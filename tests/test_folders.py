@@ -180,6 +180,13 @@ def test_an_input_that_appears_while_the_output_is_made_stays(tmp_path):
             pass
 
 
+def test_what_is_put_there_while_the_output_is_made_stays(tmp_path, pairs):
+    args = SimpleNamespace(command_line="x")
+    with pytest.raises(UserError, match="pairs holds late, which no script"), replaced_folder(pairs, args, "pairs"):
+        (pairs / "late").write_text("precious")
+    assert (pairs / "late").read_text() == "precious" and (pairs / "report.json").exists()
+
+
 def test_a_folder_lists_its_files(pairs):
     listed = json.loads((pairs / "args.json").read_text())["files"]
     assert {*listed, "args.json"} == set(content(pairs))

@@ -573,6 +573,22 @@ def test_a_run_that_goes_back_and_ends_early_says_which_student_it_has(given, tm
     assert (tmp_path / "run/student/model.safetensors").read_bytes() == best
 
 
+def test_what_is_put_into_a_student_s_folder_ends_no_run_and_stays(given, whole, tmp_path, monkeypatch):
+    def put(*_):
+        (tmp_path / "run/student/notes").mkdir()
+        (tmp_path / "run/student/notes/a.txt").write_text("precious")
+        (tmp_path / "run/student/link").symlink_to("nowhere")
+
+    owner, name = owner_of("train_distill.evaluate")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, acting_in(3, getattr(owner, name), put))
+        assert train(*given, *folders(tmp_path)) == 0
+    assert_same_run(tmp_path, whole)
+    assert train(*given, *folders(tmp_path), *LATEST) == 0
+    assert (tmp_path / "run/student/notes/a.txt").read_text() == "precious"
+    assert (tmp_path / "run/student/link").is_symlink()
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, flip_a_bit])
 def test_a_damaged_student_is_not_taken_for_the_best_one(given, two_checkpoints, capsys, damage):
     shutil.rmtree(two_checkpoints / "run/checkpoint-30")

@@ -120,8 +120,11 @@ def saved_student(folder: Path) -> tuple[int, float]:
 
 
 def save_student(student: SentenceEncoder, folder: Path, about: Namespace) -> None:
-    """Write a student; in its args.json all of `about`, which says step and score, and what its weights are."""
-    with replaced_folder(folder, about, TRAINED) as new:
+    """Write a student; in its args.json all of `about`, which says step and score, and what its weights are.
+
+    What others put into its folder while the run lives is no reason to end it, and stays.
+    """
+    with replaced_folder(folder, about, TRAINED, keep=True) as new:
         student.save(new)
         about.weights = file_entry(new / WEIGHTS)
 
