@@ -903,7 +903,7 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
         ({"sts_dev": "sts.csv"}, "sts.csv names no languages"),
-        ({"output_dir": "{tmp}/foreign"}, "foreign/student holds thesis.txt, which no script wrote"),
+        ({"output_dir": "{tmp}/foreign"}, "foreign holds student, and no args.json of a run: name another"),
         ({"output_dir": "{tmp}/file"}, "file cannot be written (File exists)"),
         ({"cache_dir": "{tmp}/file/cache"}, "file/cache cannot be written (Not a directory)"),
         ({"output_dir": "{tmp}/theirs"}, "theirs holds thesis.txt, and no args.json of a run: name another folder"),
