@@ -21,9 +21,8 @@ from typing import NoReturn
 
 import psutil
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for a run that outlives its terminal
-    SIGNALS.append(signal.SIGHUP)
+from distill.command import SIGNALS
+
 AFTER_FIRST, AFTER_SECOND = 240, 10  # seconds; train.slurm's signal comes five minutes before its time limit
 arrivals = []  # of signals
 given = set()  # signals that the script's processes got from here

@@ -50,10 +50,9 @@ from distill.training.checkpoints import (
     RUN,
     Progress,
     find_checkpoint,
-    load_checkpoint,
+    resume,
     save_checkpoint,
     save_student,
-    saved_student,
 )
 from distill.training.labels import Labelling
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps
@@ -203,14 +202,12 @@ def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accel
 def load_student(args: argparse.Namespace, labelling: Labelling, accelerator: Accelerator) -> SentenceEncoder:
     """The student for such labels; UserError when nothing is to bring its vectors to their width."""
     set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
-    prompt = args.student_prompt, args.student_prompt_name
+    prompt, say = (args.student_prompt, args.student_prompt_name), accelerator.on_main_process(print)
     student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length, *prompt)
     if labelling.prompted or student.prompt:
-        accelerator.print(", ".join([*labelling.reads, f"student reads {student.reads}"]))
+        say(", ".join([*labelling.reads, f"student reads {student.reads}"]))
     if student.max_seq_length < args.max_seq_length:
-        accelerator.print(
-            f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most"
-        )
+        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
     if args.projection:
         linear = torch.nn.Linear(student.dimension, labelling.width)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
@@ -303,12 +300,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
-    if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint, settings)
-    # student/ may be of a later step than a checkpoint to which a run goes back, or not be there at all
-    saved = on_first_rank(partial(saved_student, output_dir / "student"), accelerator)
-    if saved[0] == 0:
-        progress.forget_best()
+    saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)

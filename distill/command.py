@@ -11,6 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# What a run of several processes listens to, its launcher and its ranks.
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for a run that outlives its terminal
+    SIGNALS.append(signal.SIGHUP)
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that there are: no "(default: None)"."""

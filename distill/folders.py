@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import xxhash
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -51,6 +52,15 @@ def write_json(path: Path, content) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def file_hash(path: Path) -> str:
+    """xxh3 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def settle(folder: Path) -> None:

@@ -21,12 +21,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
-from distill.command import Stopped, UserError
+from distill.command import SIGNALS, Stopped, UserError
 
 GO_ON = "the same command with --resume_from_checkpoint latest goes on"
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for a run that outlives its terminal
-    SIGNALS.append(signal.SIGHUP)
 # What belongs to the process, as signals do: the first signal, a mistake that the other ranks do not know of yet,
 # what the ranks last agreed on, and the group over which they do.
 known = SimpleNamespace(signal=0, mistake=None, stopping=False, group=None)

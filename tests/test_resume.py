@@ -491,10 +491,10 @@ def test_a_student_folder_is_no_place_for_a_cache(given, tmp_path, capsys):
 
 def test_a_cache_within_the_run_is_no_hindrance_after_a_kill(given, tmp_path):
     """Killed before args.json was written."""
-    (tmp_path / "run/work/cache").mkdir(parents=True)
+    (tmp_path / "run/deep/cache").mkdir(parents=True)
     (tmp_path / "run/.lock").touch()
     (tmp_path / "run/args.json.new").touch()
-    inside = ("--cache_dir", str(tmp_path / "run/work/cache"), "--max_train_steps", "1")
+    inside = ("--cache_dir", str(tmp_path / "run/deep/cache"), "--max_train_steps", "1")
     assert train(*given, *folders(tmp_path), *inside, *LATEST) == 0
 
 

@@ -65,7 +65,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def ends_in_normalize(folder: Path) -> bool:
     """Whether a model's vectors are brought to length 1, as its modules.json says."""
-    return any("Normalize" in str(module) for module in read_json(folder / "modules.json", []))
+    return "Normalize" in dict(listed_modules(folder))
 
 
 @contextmanager
@@ -92,11 +92,24 @@ def read_modules(folder: Path) -> tuple[Path, str, bool, nn.Sequential, bool]:
     """The folder of a model's transformer, its pooling, whether that includes a prompt, its Dense layers, and whether
     Normalize follows them.
 
-    Without modules.json it is a plain transformer, and pooled by the mean. UserError for any other sequence.
+    Without modules.json it is a plain transformer, and pooled by the mean.
+    """
+    modules = listed_modules(folder)
+    if not modules:
+        return folder, "mean", True, nn.Sequential(), False
+    (_, root), (_, pooling), *others = modules
+    dense = nn.Sequential(*(read_dense(path) for kind, path in others if kind == "Dense"))
+    return root, *read_pooling(pooling), dense, modules[-1][0] == "Normalize"
+
+
+def listed_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of each module that modules.json lists, none where there is no such file.
+
+    UserError for any sequence but Transformer, Pooling, then Dense layers if any and Normalize or not.
     """
     path = folder / "modules.json"
     if not path.is_file():
-        return folder, "mean", True, nn.Sequential(), False
+        return []
     try:
         modules = [(str(module["type"]).rpartition(".")[2], folder / module["path"]) for module in read_json(path, [])]
     except (TypeError, KeyError):
@@ -107,9 +120,7 @@ def read_modules(folder: Path) -> tuple[Path, str, bool, nn.Sequential, bool]:
             f"{path} lists {kinds or 'nothing'}, which is not supported: only Transformer, Pooling, then Dense layers "
             "if any and Normalize or not"
         )
-    (_, root), (_, pooling), *others = modules
-    dense = nn.Sequential(*(read_dense(path) for kind, path in others if kind == "Dense"))
-    return root, *read_pooling(pooling), dense, kinds.endswith("Normalize")
+    return modules
 
 
 def read_transformer(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -11,10 +11,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from distill.command import UserError
-from distill.folders import read_json
+from distill.folders import file_hash, read_json
 from distill.pairs.hash_order import starts_run
 from distill.pairs.schemas import ALONE, grouped_pairs
 from distill.pairs.tables import saved_dataset
@@ -57,6 +56,11 @@ def pairs_report(path: str) -> dict:
         "pairs": train.get("pairs", {}),
         "untranslated": train.get("untranslated", 0),
     }
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """Numbers of `most` of so many rows, from the first to the last; of all where they are fewer."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
 def arrow_strings(column: pl.Series) -> pa.Array:
@@ -146,15 +150,6 @@ class TsvFolder:
             inner = file.fileobj
             file.close()
             inner.close()
-
-
-def file_hash(path: Path) -> str:
-    """xxh3 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from distill.command import UserError
 from distill.encoder.tokenizer import token_ids
+from distill.pairs.pairs_folder import evenly_spaced
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -127,7 +128,7 @@ def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     `dataset` is a pairs split, `pairs` the same as TokenizedPairs. UserError when more than 5% of a language's tokens
     are unknown, unless `allow_unknown`.
     """
-    rows = np.linspace(0, len(dataset) - 1, min(1000, len(dataset))).astype(int)
+    rows = evenly_spaced(len(dataset), 1000)
     table = {"source": audit(tokenizer, beginnings(dataset[rows]["source"]))}
     for language, rows in zip(pairs.languages, pairs.evenly(1000), strict=True):
         listed = [target for targets in dataset[np.unique(rows)]["targets"] for target in targets]

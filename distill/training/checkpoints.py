@@ -5,22 +5,20 @@ import re
 import shutil
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import exchange, read_json, replaced_folder, settle, write_json
-from distill.ranks import together
-from distill.training.cache import fingerprint
+from distill.folders import TRAINED, exchange, file_hash, read_json, replaced_folder, settle, write_json
+from distill.ranks import on_first_rank, together
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 WEIGHTS = "model.safetensors"
 LOCK = ".lock"  # in the folder, which several may have mounted under different names
-TRAINED = "a trained student"  # the kind of folder that its student/ is
 RUN = "a run"  # the kind that args.json of an output folder says
 
 
@@ -36,8 +34,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 def file_entry(path: Path) -> dict:
     """A file's line in the manifest."""
-    size = path.stat().st_size
-    return {"bytes": size, "xxh3_64": fingerprint(np.memmap(path, mode="r") if size else b"")}
+    return {"bytes": path.stat().st_size, "xxh3_64": file_hash(path)}
 
 
 def write_manifest(folder: Path) -> None:
@@ -142,21 +139,24 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
         if accelerator.is_main_process:
             for leftover in output_dir.glob(".checkpoint-*.tmp"):
                 shutil.rmtree(leftover)
-            if final.is_symlink():
-                final.unlink()  # what it names stays
-            elif final.is_file():
-                raise UserError(f"{final} is a file: move it")
+
+    def begin() -> None:
+        clear()
+        if final.is_file() and not final.is_symlink():
+            raise UserError(f"{final} is a file: move it")
 
     def finish() -> None:
         if accelerator.is_main_process:
             write_json(temporary / SETTINGS, settings)
             write_manifest(temporary)
+            if final.is_symlink():
+                final.unlink()  # what it names stays
             if not (final.exists() and exchange(temporary, final)):
                 shutil.rmtree(final, ignore_errors=True)
                 temporary.rename(final)
 
     try:
-        for work in (clear, lambda: accelerator.save_state(str(temporary)), finish):
+        for work in (begin, lambda: accelerator.save_state(str(temporary)), finish):
             together(work, accelerator, output_dir)
     except UserError as error:
         clear()
@@ -192,6 +192,21 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
     together(compare, accelerator)
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
+
+
+def resume(
+    accelerator: Accelerator, checkpoint: Path | None, settings: dict, progress: Progress, student: Path
+) -> tuple[int, float]:
+    """Bring a run back to a checkpoint, if any; step and score of the student that it has.
+
+    `student` may be of a later step than a checkpoint to which a run goes back, or not be there at all.
+    """
+    if checkpoint is not None:
+        load_checkpoint(accelerator, checkpoint, settings)
+    step, score = on_first_rank(partial(saved_student, student), accelerator)
+    if step == 0:
+        progress.forget_best()
+    return step, score
 
 
 def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) -> Path | None:

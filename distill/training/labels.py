@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from distill.encoder.model_folder import behind
+from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import on_first_rank, together
 from distill.scoring.metrics import unit
 from distill.training.cache import content_fingerprint, cut_off, fill, fingerprint, mapped
@@ -132,7 +133,7 @@ def narrowed(labels: Labels, width: int, cache: LabelCache) -> Labels:
     train, folder = labels.of["train"], cache.cache_dir / f"pca-{fingerprint(name, cache.dtype)}"
 
     def components(start: int, stop: int) -> dict[str, np.ndarray]:
-        rows = np.linspace(0, len(train) - 1, min(PCA_SAMPLE, len(train))).astype(int)
+        rows = evenly_spaced(len(train), PCA_SAMPLE)
         _, rising = np.linalg.eigh(np.cov(train[rows].astype(np.float64), rowvar=False))  # sorted by variance
         return {"directions": rising.T[::-1][start:stop].astype(np.float32, order="C").ravel()}
 

@@ -9,6 +9,7 @@ from distill.command import UserError
 from distill.encoder.model_folder import layer_list
 from distill.encoder.packing import out_of_memory
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
+from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import on_first_rank
 
 START_SAMPLE = 4000  # rows whose sentences a projection starts from
@@ -20,7 +21,7 @@ def start_projection(student: SentenceEncoder, dataset, labels: np.ndarray, acce
     By linear least squares over both sides of a sample of pairs. A layer of random numbers would spoil at first what
     a pretrained student knows, since its gradients go through that layer. `labels`: (rows, dimension).
     """
-    rows = np.linspace(0, len(dataset) - 1, min(START_SAMPLE, len(dataset))).astype(int)
+    rows = evenly_spaced(len(dataset), START_SAMPLE)
     sample = dataset[rows]
     translations = [[target["sentence"] for target in targets] for targets in sample["targets"]]
     sides = [[source, *texts] for source, texts in zip(sample["source"], translations, strict=True)]

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from distill.command import UserError
 from distill.encoder.model_folder import ends_in_normalize, find_folder, model_files, read_prompts
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.pairs.pairs_folder import file_hash
+from distill.folders import file_hash
 from distill.ranks import check_signal, on_first_rank
 from distill.text_files import reading
 from distill.training.cache import fill, fill_by_first, fingerprint, mapped
