@@ -222,6 +222,16 @@ def load_student(args: argparse.Namespace, labelling: Labelling, accelerator: Ac
     return student
 
 
+def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Accelerator) -> tuple[Steps, int]:
+    """What each step is made of, and how many the run takes."""
+    say = accelerator.on_main_process(print)
+    given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
+    steps = together(lambda: Steps(pairs, *given), accelerator)
+    if steps.left_out:
+        say(f"--train_on target: {steps.left_out} rows without translations are left out")
+    return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
+
+
 def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
     """What a run must go on with, as options and for `load_checkpoint`."""
     return {f"--{name}": getattr(args, name) for name in DECIDING} | {
@@ -281,11 +291,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         start_projection(student.to(device), splits["train"], labels.of["train"], accelerator)
 
     # Optimizer and schedule
-    given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
-    steps = together(lambda: Steps(pairs, *given), accelerator)
-    if steps.left_out:
-        say(f"--train_on target: {steps.left_out} rows without translations are left out")
-    total_steps = args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
+    steps, total_steps = find_steps(args, pairs, accelerator)
     rates = args.learning_rate, args.warmup_ratio, args.adam_epsilon, args.weight_decay
     optimizer, schedule = optimizer_and_schedule(student, total_steps, *rates)
     # FSDP spreads the student over the ranks, where only training can use it.

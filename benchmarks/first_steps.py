@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tabulate import tabulate
@@ -34,8 +35,9 @@ def train(args: argparse.Namespace, learning_rate: str) -> list[dict]:
     """The lines of metrics.jsonl of a run."""
     folder = Path(args.work_dir, learning_rate)
     shutil.rmtree(folder, ignore_errors=True)
-    command = ["accelerate", "launch", "--config_file", args.config_file, "--mixed_precision", args.mixed_precision]
-    command += [ROOT / "train_distill.py", *args.options, "--output_dir", folder, "--learning_rate", learning_rate]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
+    command += ["--mixed_precision", args.mixed_precision, ROOT / "train_distill.py", *args.options]
+    command += ["--output_dir", folder, "--learning_rate", learning_rate]
     command += ["--max_train_steps", args.steps, "--eval_steps", args.steps, "--logging_steps", args.steps]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     subprocess.run([str(word) for word in command], env=environment, check=True)

