@@ -55,6 +55,7 @@ from distill.training.checkpoints import (
     save_student,
 )
 from distill.training.labels import Labelling
+from distill.training.losses import TO_BANK, TO_LABELS, Loss, settle_loss, term
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps
 from distill.training.student import (
     gathered,
@@ -72,10 +73,12 @@ TRACKERS = ["tensorboard", "trackio", "wandb"]
 # Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
 DECIDING = (
     *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed", "train_on"),
+    *("loss", "bank_size", "loss_temperature"),
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
 )
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
+LOSS = f"{', '.join(TO_LABELS | TO_BANK)}"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -107,6 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
     training.add_argument("--train_on", nargs="+", choices=SIDES, default=[*SIDES], help="sides of a pair that learn")
+    training.add_argument("--loss", nargs="+", type=term, default=[("mse", 1.0)], metavar="TERM[:WEIGHT]", help=LOSS)
+    training.add_argument("--bank_size", type=at_least(1), help="other labels that a step is compared with (1024)")
+    training.add_argument("--loss_temperature", type=positive, metavar="T", help="cosines are divided by it (0.05)")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
     training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
@@ -140,24 +146,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def distillation_loss(vectors: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Each sentence's squared error (batch,), averaged over dimensions, times the number of pairs it stands for.
+def distillation_loss(loss: Loss, vectors: Tensor, labels: Tensor, weights: Tensor, bank: Tensor) -> Tensor:
+    """Each sentence's error by each term of the loss (terms, batch), times the number of pairs it stands for.
 
-    vectors, labels: (batch, dimension); weights: (batch,). Summed over a step's micro-batches and divided by the
-    sum of the weights, two for each pair of which both sides are trained on, it is equation 1 of the article, averaged
-    over sentences and dimensions.
+    vectors, labels: (batch, dimension); weights: (batch,); bank: (size, dimension), labels of other sentences. Summed
+    over a step's micro-batches and divided by the sum of the weights, two for each pair of which both sides are trained
+    on, that of `mse` is equation 1 of the article, averaged over sentences and dimensions.
     """
-    return weights * (vectors - labels).square().mean(1)
+    return weights * loss.errors(vectors, labels, bank)
 
 
-def backward(model, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
-    """Gradients of the step's loss, summed over its micro-batches; each one's weighted errors (batch,)."""
+def backward(model, loss: Loss, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
+    """Gradients of the step's loss, summed over its micro-batches; each one's weighted errors (terms, batch)."""
     errors = []
     for number, (inputs, labels, weights) in enumerate(step.micro_batches(), 1):
         # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
         with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
-            error = distillation_loss(model(**inputs), labels, weights)
-            accelerator.backward(error.sum() / step.weight * accelerator.num_processes)
+            error = distillation_loss(loss, model(**inputs), labels, weights, step.bank)
+            accelerator.backward(loss.total(error).sum() / step.weight * accelerator.num_processes)
         errors.append(error.detach())
     return errors
 
@@ -226,7 +232,7 @@ def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Acc
     """What each step is made of, and how many the run takes."""
     say = accelerator.on_main_process(print)
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
-    steps = together(lambda: Steps(pairs, *given), accelerator)
+    steps = together(lambda: Steps(pairs, *given, args.bank_size or 0), accelerator)
     if steps.left_out:
         say(f"--train_on target: {steps.left_out} rows without translations are left out")
     return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
@@ -253,6 +259,7 @@ def write_args(output_dir: Path, args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> None:
     args.train_on = sorted(set(args.train_on))  # the same choice, in whatever order it was written
+    settle_loss(args)
     accelerator = start(args)
     with ExitStack() as ends:  # what ends with the run
         # Of two runs in one folder the second is refused
@@ -312,7 +319,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     metrics = Metrics(output_dir, progress.lines, accelerator)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tell = accelerator.on_main_process(bar.write)
-    tally = Tally(splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
+    loss = Loss(args.loss, args.loss_temperature, labels.of["train"])
+    tally = Tally(loss, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
     rank_steps = RankSteps(steps, labels.of["train"], student, max_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
 
@@ -358,7 +366,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         step = errors = None
         with ending_out_of_memory(rank_steps.halve):
             step = next(coming).on(device)
-            errors = backward(model, step, accelerator)
+            errors = backward(model, loss, step, accelerator)
         if errors is None:  # memory has run out: the step is taken again, in smaller forwards
             coming = None
             coming = rank_steps.coming(progress.step, total_steps, workers)

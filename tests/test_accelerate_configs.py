@@ -18,11 +18,11 @@ PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 import train_distill
-loss = train_distill.distillation_loss
+distillation_loss = train_distill.distillation_loss
 
-def of_fp32(vectors, labels, weights):
+def of_fp32(loss, vectors, labels, *more):
     assert vectors.dtype == labels.dtype
-    return loss(vectors, labels, weights)
+    return distillation_loss(loss, vectors, labels, *more)
 
 train_distill.distillation_loss = of_fp32
 """

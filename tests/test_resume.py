@@ -39,7 +39,8 @@ from launch import culprit
 pytestmark = pytest.mark.xdist_group("resume")  # the uninterrupted runs are made once
 # Lines of metrics.jsonl, checkpoints and evaluations come at different steps.
 OPTIONS = (
-    "--max_train_steps 30 --logging_steps 4 --checkpointing_steps 5 --eval_steps 7 --learning_rate 1e-3 --dropout 0.1"
+    "--max_train_steps 30 --logging_steps 4 --checkpointing_steps 5 --eval_steps 7 --learning_rate 1e-3 --dropout 0.1 "
+    "--loss mse cosine contrastive distribution similarity:0.01 --bank_size 20"
 )
 SCORES = {"bitext": {"it": {"mean_accuracy": 0.0}}, "mean_similarity": 0.0}
 LATEST = ("--resume_from_checkpoint", "latest")

@@ -42,7 +42,8 @@ from distill.folders import read_json
 from distill.pairs.pairs_folder import load_pairs
 from distill.training.cache import content_fingerprint, fill
 from distill.training.labels import Labelling
-from distill.training.steps import RankStep, RankSteps, Steps, epoch_order, scratch
+from distill.training.losses import Loss
+from distill.training.steps import SIDES, RankStep, RankSteps, Steps, epoch_order, scratch
 from distill.training.student import freeze, set_dropout, start_projection
 from distill.training.teachers import teacher_fingerprint
 from distill.training.tokens import TokenizedPairs
@@ -147,8 +148,9 @@ def test_loss_by_hand():
     vectors = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     labels = torch.tensor([[1.0, 0.0]]).expand(3, 2)
     # Squared errors, mean over the 2 dimensions: 1/2 (twice, for 2 pairs), 1/2, 0; over 4 sentences: 3/8.
-    weights = torch.tensor([2.0, 1.0, 1.0])
-    assert (distillation_loss(vectors, labels, weights).sum() / weights.sum()).item() == pytest.approx(3 / 8)
+    weights, none = torch.tensor([2.0, 1.0, 1.0]), torch.zeros(0, 2)
+    errors = distillation_loss(Loss({"mse": 1.0}, None, labels.numpy()), vectors, labels, weights, none)
+    assert (errors.sum() / weights.sum()).item() == pytest.approx(3 / 8)
 
 
 def test_labels_are_the_teachers_vectors_before_normalize(pairs, teacher, student, tmp_path):
@@ -429,10 +431,23 @@ def test_ranks_share_a_step(tokenized, world):
         assert max(tokens_of) - min(tokens_of) <= tokens.lengths(np.arange(len(tokens.offsets) - 1)).max()
 
 
+def test_every_step_has_a_bank_of_its_own(tokenized):
+    """Of as many rows as are asked for, or all; the seed and the number of the step decide, whatever came before."""
+    rows = len(tokenized.dataset)
+    steps, others, all_rows = (
+        Steps(tokenized.tokens, 16, 2, 1.0, *of) for of in ((3, SIDES, 9), (4, SIDES, 9), (3, SIDES, 10**6))
+    )
+    banks = [steps.bank(step) for step in (0, 1, 500)]
+    assert [len(set(bank)) for bank in banks] == [9, 9, 9] and max(map(max, banks)) < rows
+    assert not np.array_equal(banks[0], banks[1]) and not np.array_equal(banks[0], others.bank(0))
+    assert np.array_equal(steps.bank(1), banks[1])
+    assert np.array_equal(all_rows.bank(0), np.arange(rows))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_steps_come_one_after_the_other_from_any_on_and_draw_no_random_numbers(tokenized, workers):
     labels = np.random.default_rng(0).standard_normal((len(tokenized.dataset), 4), dtype=np.float32)
-    steps = Steps(tokenized.tokens, 50, 2, 1.0, seed=0)
+    steps = Steps(tokenized.tokens, 50, 2, 1.0, seed=0, bank_size=7)
     parts = RankSteps(steps, labels, tokenized.student, 64, tokenized.accelerator)
     state = torch.get_rng_state()
     found = list(parts.coming(steps.per_epoch - 2, steps.per_epoch + 3, workers))
@@ -440,6 +455,7 @@ def test_steps_come_one_after_the_other_from_any_on_and_draw_no_random_numbers(t
     assert len(found) == 5 and found[1].pairs == len(tokenized.tokens.row_of_pair) % 50
     for number, step in enumerate(found, steps.per_epoch - 2):
         expected = steps[number]
+        assert np.array_equal(step.bank, labels[steps.bank(number)])
         assert np.array_equal(np.sort(step.rows), np.sort(expected.label_rows))
         assert np.array_equal(step.labels, labels[step.rows])
         assert (

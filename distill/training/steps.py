@@ -23,6 +23,7 @@ from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs, pairs_per_language
 
+BANK = 1  # beside a step's number: its order is drawn from the epoch's
 SIDES = ("source", "target")  # of a pair, that a student can be trained on
 
 
@@ -114,11 +115,12 @@ class Steps:
         temperature: float,
         seed: int,
         sides: Collection[str] = SIDES,
+        bank_size: int = 0,
     ):
         if "source" not in sides and pairs.languages == [UNTRANSLATED]:
             raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
         self.pairs, self.batch_size, self.sides = pairs, batch_size, sides
-        self.order_settings = (translations_per_source, temperature, seed)
+        self.order_settings, self.seed, self.bank_size = (translations_per_source, temperature, seed), seed, bank_size
         self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
         self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
         self.per_epoch = -(-self.pairs_per_epoch // batch_size)
@@ -143,6 +145,12 @@ class Steps:
             of_sides.append((self.pairs.target_of_pair(taken), rows, np.ones_like(taken), languages + 1))
         return Step(*map(np.concatenate, zip(*of_sides, strict=True)))
 
+    def bank(self, step: int) -> np.ndarray:
+        """Rows whose labels the loss compares a step's sentences with, at most `bank_size`, drawn at random."""
+        rows = len(self.pairs.first_pair) - 1
+        random = np.random.default_rng((self.seed, step, BANK))
+        return np.sort(random.choice(rows, min(self.bank_size, rows), replace=False, shuffle=False))
+
     def pairs_before(self, step: int) -> int:
         """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
         epochs, steps = divmod(step, self.per_epoch)
@@ -158,6 +166,7 @@ class RankStep(NamedTuple):
     labels: Tensor  # (n, dimension) float32
     weights: Tensor  # (n,) float32
     languages: Tensor  # (n,) int64
+    bank: Tensor  # (size, dimension) float32, labels of other rows
     inputs: list[dict]  # of each micro-batch, as SentenceEncoder.inputs gives them
     sizes: list[int]  # sentences of each micro-batch
     tokens: int  # without padding
@@ -201,6 +210,7 @@ class RankSteps(Dataset):
             labels=torch.from_numpy(self.labels[step.label_rows[taken]]).float(),
             weights=torch.from_numpy(np.concatenate(weights)).float(),
             languages=torch.from_numpy(step.languages[taken]).long(),
+            bank=torch.from_numpy(self.labels[self.steps.bank(number)]).float(),
             inputs=[self.student.inputs([pairs[sentence] for sentence in step.sentences[part]]) for part in parts],
             sizes=[len(part) for part in parts],
             tokens=int(lengths[taken].sum()),

@@ -23,6 +23,7 @@ from distill.scoring.bitext import negative_mse, translation_accuracy, translati
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import Progress
+from distill.training.losses import Loss
 from distill.training.steps import RankStep
 
 matplotlib.use("Agg")
@@ -114,7 +115,7 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     steps = [line for line in metrics if "loss" in line]
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
-    left.set(title="Training loss (MSE)", xlabel="step", ylim=(0, None))
+    left.set(title="Training loss", xlabel="step", ylim=(0, None))
     evaluations = [line for line in metrics if "mean_accuracy" in line]
     at = [line["step"] for line in evaluations]
     for name in evaluations[-1].get("sts", {}):
@@ -174,18 +175,26 @@ def flat(content: dict, prefix: str = "") -> dict:
 
 
 class Tally:
-    """The error of every sentence since the last line of metrics.jsonl, on the device: no step waits for its loss.
+    """The errors of every sentence since the last line of metrics.jsonl, on the device: no step waits for its loss.
 
     Beside it the norm of each step's gradient; and what this process has done since it started. `unlogged`: by rank,
     the sums of a run that was cut.
     """
 
     def __init__(
-        self, dataset, languages: list[str], output_dir: Path, unlogged: list, bar: tqdm, accelerator: Accelerator
+        self,
+        loss: Loss,
+        dataset,
+        languages: list[str],
+        output_dir: Path,
+        unlogged: list,
+        bar: tqdm,
+        accelerator: Accelerator,
     ):
-        self.dataset, self.names, self.output_dir, self.bar = dataset, ["source", *languages], output_dir, bar
-        self.accelerator, rank, world = accelerator, accelerator.process_index, accelerator.num_processes
-        parts = torch.tensor(unlogged, device=accelerator.device).reshape(len(unlogged), 2, len(self.names))
+        self.loss, self.dataset, self.names = loss, dataset, ["source", *languages]
+        self.output_dir, self.bar, self.accelerator = output_dir, bar, accelerator
+        rank, world, sums = accelerator.process_index, accelerator.num_processes, len(loss.factors) + 1
+        parts = torch.tensor(unlogged, device=accelerator.device).reshape(len(unlogged), sums, len(self.names))
         self.before = parts[rank::world].sum(0)  # a rank's own; shared out where the number of ranks has changed
         self.steps, self.line_pairs, self.since = [], 0, None
         self.seconds, self.pairs, self.tokens, self.padded = 0.0, 0, 0, 0
@@ -195,11 +204,11 @@ class Tally:
         self.since = self.since or time.perf_counter()
 
     def add(self, number: int, step: RankStep, errors: list[Tensor], norm: Tensor) -> None:
-        """Count a step; `errors`: the weighted ones of each micro-batch; `norm`: of the gradient, a number."""
+        """Count a step; `errors`: of each micro-batch the weighted ones, (terms, batch); `norm`: of the gradient."""
         norm = norm.to_local() if isinstance(norm, DTensor) else norm
         if self.accelerator.scaler is not None:  # which leaves out a step with a gradient that is not finite
             norm = torch.zeros_like(norm)
-        self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors), norm))
+        self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors, 1), norm))
         self.line_pairs += step.pairs
         self.pairs += step.pairs
         self.bar.update(step.pairs)
@@ -207,15 +216,17 @@ class Tally:
         self.padded += sum(inputs["input_ids"].numel() for inputs in step.inputs)
 
     def sums(self) -> Tensor:
-        """This rank's weighted errors and weights by language (0: the sources), (2, 1 + languages).
+        """This rank's weighted errors by each term and its weights, by language (0: the sources).
 
-        Errors of a step whose gradient is no finite number are none either.
+        (terms + 1, 1 + languages). Errors of a step whose gradient is no finite number are none either.
         """
         if not self.steps:
             return self.before
         _, _, languages, weights, errors, norms = zip(*self.steps, strict=True)
         errors = [of_step + 0 * norm for of_step, norm in zip(errors, norms, strict=True)]
-        return self.before.index_add(1, torch.cat(languages), torch.stack([torch.cat(errors), torch.cat(weights)]))
+        return self.before.index_add(
+            1, torch.cat(languages), torch.cat([torch.cat(errors, 1), torch.cat(weights)[None]])
+        )
 
     def unlogged(self) -> list:
         """The sums of every rank, for a checkpoint; UserError where they are no finite numbers."""
@@ -223,7 +234,7 @@ class Tally:
         return sums if np.isfinite(sums).all() else self.stop()
 
     def line(self) -> dict:
-        """The loss, the loss by language and the speed since the last line, over all ranks, for metrics.jsonl.
+        """The loss, by term and by language, and the speed since the last line, over all ranks, for metrics.jsonl.
 
         UserError where the loss or a gradient is no finite number.
         """
@@ -231,16 +242,20 @@ class Tally:
         sums = self.accelerator.reduce(self.sums()).tolist()
         if not np.isfinite(sums).all():
             self.stop()
-        by_language = dict(zip(self.names, zip(*sums, strict=True), strict=True))
-        total_errors, total_weights = map(sum, sums)
-        self.bar.set_postfix(loss=f"{total_errors / total_weights:.2e}")
+        *by_term, weight = map(sum, sums)
+        loss = self.loss.total(by_term) / weight
+        of_languages = zip(self.names, zip(*sums, strict=True), strict=True)
+        self.bar.set_postfix(loss=f"{loss:.2e}")
         seconds = time.perf_counter() - self.since
         speed = self.line_pairs / seconds
         self.before, self.steps = torch.zeros_like(self.before), []
         self.seconds, self.line_pairs, self.since = self.seconds + seconds, 0, None
         return {
-            "loss": total_errors / total_weights,
-            "loss_by_language": {name: error / weight for name, (error, weight) in by_language.items() if weight > 0},
+            "loss": loss,
+            "loss_by_term": {name: error / weight for name, error in zip(self.loss.factors, by_term, strict=True)},
+            "loss_by_language": {
+                name: self.loss.total(errors) / its for name, (*errors, its) in of_languages if its > 0
+            },
             "pairs_per_second": speed,
         }
 
@@ -253,7 +268,7 @@ class Tally:
         for step, rows, languages, _, errors, norm in self.steps:
             if not norm.isfinite():
                 steps.append(step)
-            for i in (~errors.isfinite()).nonzero().flatten().tolist():
+            for i in (~errors.isfinite().all(0)).nonzero().flatten().tolist():
                 row, language = self.dataset[int(rows[i])], self.names[int(languages[i])]
                 sentences = [t["sentence"] for t in row["targets"] if t["language"] == language] or [row["source"]]
                 bad.append({"step": step, "row": int(rows[i]), "language": language, "sentences": sentences})

@@ -1,0 +1,129 @@
+"""Losses: what tells a student's vectors of a batch how far they are from what the teacher's labels ask.
+
+A term compares each sentence's vector with its label; some also with a bank, labels of other sentences drawn anew for
+every step. Labels are constants: a sentence's error is the same in whatever batch, micro-batch or process it stands.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize
+
+from distill.command import UserError, positive
+from distill.pairs.pairs_folder import evenly_spaced
+
+VARIANCE_SAMPLE = 20_000  # labels whose variance is the unit of squared errors
+BANK = {"bank_size": 1024, "loss_temperature": 0.05}  # where they are not given
+ALIKE = 0.9  # cosine of a label in the bank that is no other meaning, but a paraphrase
+
+
+def mse(vectors: Tensor, labels: Tensor) -> Tensor:
+    """Squared error, mean over dimensions: equation 1 of Reimers & Gurevych 2020, arXiv 2004.09813."""
+    return (vectors - labels).square().mean(1)
+
+
+def cosine(vectors: Tensor, labels: Tensor) -> Tensor:
+    """1 - cos(vector, label), as in jina-embeddings-v5, arXiv 2602.15547."""
+    return 1 - cosine_similarity(vectors, labels)
+
+
+def contrastive(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding the label among the bank by cosine / temperature, as LASER3-CO does, arXiv 2210.05033.
+
+    Labels of the bank that are alike to the sentence's own are not among those to choose from.
+    """
+    alike = cosines(labels, bank) >= ALIKE
+    others = cosines(vectors, bank).masked_fill(alike, -torch.inf)
+    found = torch.cat([cosine_similarity(vectors, labels)[:, None], others], 1)
+    return -log_softmax(found / temperature, 1)[:, 0]
+
+
+def distribution(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """KL(p || q), p the softmax of cosine / temperature of the label to itself and the bank, q that of the vector.
+
+    As IMASCL matches distributions of similarities, arXiv 2405.16155: there of a batch's sentences.
+    """
+    own = torch.ones_like(labels[:, :1])
+    asked = torch.cat([own, cosines(labels, bank)], 1)
+    found = torch.cat([cosine_similarity(vectors, labels)[:, None], cosines(vectors, bank)], 1)
+    logs = (log_softmax(similarity / temperature, 1) for similarity in (found, asked))
+    return kl_div(*logs, reduction="none", log_target=True).sum(1)
+
+
+def similarity(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """Squared error of the cosines to the bank, in units of the temperature, mean over the bank.
+
+    As Jasper matches matrices of similarities, arXiv 2412.19048.
+    """
+    return ((cosines(vectors, bank) - cosines(labels, bank)) / temperature).square().mean(1)
+
+
+def cosines(vectors: Tensor, bank: Tensor) -> Tensor:
+    """Cosine (batch, size) of vectors (batch, dimension) with each label of a bank (size, dimension)."""
+    return normalize(vectors) @ normalize(bank).T
+
+
+# Errors (batch,) of vectors (batch, dimension) by labels (batch, dimension).
+TO_LABELS = {"mse": mse, "cosine": cosine}
+# The same, by labels and a bank (size, dimension), and a temperature.
+TO_BANK = {"contrastive": contrastive, "distribution": distribution, "similarity": similarity}
+
+
+class Loss:
+    """A weighted sum of terms, `weights` by name; `labels`, (rows, dimension), those that a run trains on.
+
+    Beside other terms `mse` is in units of the labels' variance, so that a weight means the same with every teacher:
+    a student that gives their mean for all has an error of 1. Alone it is the article's.
+    """
+
+    def __init__(self, weights: dict[str, float], temperature: float | None, labels: np.ndarray):
+        self.temperature = temperature
+        units = {"mse": variance(labels)} if len(weights) > 1 else {}
+        self.factors = {name: weight / units.get(name, 1.0) for name, weight in weights.items()}
+
+    def errors(self, vectors: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
+        """The error of each sentence by each term, (terms, batch)."""
+
+        def of(name: str) -> Tensor:
+            if name in TO_LABELS:
+                return TO_LABELS[name](vectors, labels)
+            return TO_BANK[name](vectors, labels, bank, self.temperature)
+
+        return torch.stack([of(name) for name in self.factors])
+
+    def total(self, errors):
+        """The weighted sum (...) of errors (terms, ...): tensors or numbers."""
+        return sum(factor * error for factor, error in zip(self.factors.values(), errors, strict=True))
+
+
+def variance(labels: np.ndarray) -> float:
+    """Squared distance of labels (rows, dimension) to their mean, mean over dimensions, of a sample of the rows."""
+    return float(labels[evenly_spaced(len(labels), VARIANCE_SAMPLE)].astype(np.float64).var(0).mean())
+
+
+def term(text: str) -> tuple[str, float]:
+    """The type of an option that is a term of the loss, NAME or NAME:WEIGHT."""
+    name, colon, weight = text.partition(":")
+    if name not in TO_LABELS | TO_BANK:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(TO_LABELS | TO_BANK)}")
+    return name, positive(weight) if colon else 1.0
+
+
+def settle_loss(args: argparse.Namespace) -> None:
+    """Make `args.loss` weights by name; bring the options of the bank to what they are where they are not given.
+
+    UserError for a term that stands twice, and for options of a bank that no term reads.
+    """
+    names = [name for name, _ in args.loss]
+    if len(set(names)) < len(names):
+        raise UserError(f"--loss {' '.join(names)}: name each term once")
+    args.loss = dict(args.loss)
+    reads_bank = not TO_BANK.keys().isdisjoint(names)
+    for option, value in BANK.items():
+        given = getattr(args, option)
+        if given is not None and not reads_bank:
+            raise UserError(f"--{option} is for {', '.join(TO_BANK)}: add one of them to --loss, or leave it out")
+        if given is None and reads_bank:
+            setattr(args, option, value)
