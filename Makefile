@@ -19,4 +19,4 @@ test: setup
 quality: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.slurm runs/*.sh .ci/run
+	.venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR slurm/*.slurm runs/*.sh benchmarks/*.sh .ci/run

@@ -97,20 +97,22 @@ def named_models(specs: list[str]) -> dict[str, str]:
     return models
 
 
-def prompts_of(texts: list[str], prompt_names: list[str], models: list[str]) -> dict[str, dict[str, str]]:
+def prompts_of(texts: list[str], prompt_names: list[str], models: dict[str, str]) -> dict[str, dict[str, str]]:
     """What `SentenceEncoder.from_pretrained` is told of each model's prompt, from specs of --prompt and --prompt_name.
 
-    One without NAME= is for every model that has none of its own.
+    One without NAME= is for every model that has none of its own. `models`: name -> folder, hub id or table.
     """
     given = {}
     for option, specs in (("prompt", texts), ("prompt_name", prompt_names)):
         for spec in specs:
             name, text = named(spec)
             if name not in ("", *models):
-                others = f"only {', '.join(models)}: give each its own, as in {models[0]}={spec}"
+                others = f"only {', '.join(models)}: give each its own, as in {next(iter(models))}={spec}"
                 raise UserError(f"--{option} {spec!r}: no model is called {name}, {others}")
             if name in given:
                 raise UserError(f"--{option} {spec!r} is a second prompt for {name or 'all models'}: give one")
+            if is_vector_table(models.get(name, "")) or all(map(is_vector_table, models.values())):
+                raise UserError(f"--{option} {spec!r} is for a model, a table's vectors are as they are: leave it out")
             given[name] = {option: text}
     return {name: given.get(name, given.get("", {})) for name in models}
 
@@ -142,6 +144,8 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     ):
         if given and not about:
             raise UserError(f"{option} does nothing without {needed}: give both, or leave it out")
+    if args.teacher_model_name_or_path and models.get("teacher", "") not in ("", args.teacher_model_name_or_path):
+        raise UserError(f"{models['teacher']} is called teacher, as the teacher is: name it otherwise")
     if args.sentences and len(args.sentences) < 2:
         raise UserError("--sentences compares the first with the others: give two or more")
     if args.push_to_hub:
@@ -265,7 +269,8 @@ def main(args: argparse.Namespace) -> None:
     models = named_models(args.model_name_or_path)
     check(args, models)
     teacher_path = args.teacher_model_name_or_path
-    prompts = prompts_of(args.prompt, args.prompt_name, [*models, *["teacher"] * bool(teacher_path)])
+    prompted = models | ({"teacher": teacher_path} if teacher_path else {})
+    prompts = prompts_of(args.prompt, args.prompt_name, prompted)
     of_teacher = [n for n, path in models.items() if path == teacher_path and prompts[n] == prompts["teacher"]]
     sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
     bitexts = read_all(args.bitext, read_bitext)
@@ -315,6 +320,8 @@ def main(args: argparse.Namespace) -> None:
         entry, compared[name] = scored_on_all(name, vector, encoder)
         entries.append(entry)
         reads += [f"{name} reads {encoder.reads}"] if encoder.prompt else []
+        if isinstance(encoder, VectorTable) and encoder.differing:
+            reads.append(f"{name}: {encoder.differing:,} vectors differ from the first of their sentence, which counts")
         nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
     failed = [entry["error"] for entry in entries if "error" in entry]
     if not compared:

@@ -59,14 +59,24 @@ from distill.training.losses import TO_BANK, TO_LABELS, Loss, settle_loss, term
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps
 from distill.training.student import (
     gathered,
+    load_student,
     optimizer_and_schedule,
-    settle_gradient_order,
+    packs,
+    settle_exchange,
     shape_student,
     start_projection,
     update,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
+from distill.training.watching import (
+    Metrics,
+    Tally,
+    chooser_fingerprint,
+    chosen_by,
+    evaluate,
+    evaluation_report,
+    progress_bar,
+)
 
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
@@ -75,10 +85,11 @@ DECIDING = (
     *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed", "train_on"),
     *("loss", "bank_size", "loss_temperature"),
     *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
-    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32"),
+    *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32", "bf16_exchange"),
 )
+FEW_PAIRS = 64  # for a GPU: its step is mostly calls
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
-LOSS = f"{', '.join(TO_LABELS | TO_BANK)}"
+LOSS = f"{', '.join(TO_LABELS | TO_BANK)} (mse)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -110,9 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=at_least(1), default=64, help="pairs per step, over all processes")
     training.add_argument("--train_on", nargs="+", choices=SIDES, default=[*SIDES], help="sides of a pair that learn")
-    training.add_argument("--loss", nargs="+", type=term, default=[("mse", 1.0)], metavar="TERM[:WEIGHT]", help=LOSS)
-    training.add_argument("--bank_size", type=at_least(1), help="other labels that a step is compared with (1024)")
-    training.add_argument("--loss_temperature", type=positive, metavar="T", help="cosines are divided by it (0.05)")
+    training.add_argument("--loss", nargs="+", type=term, metavar="TERM[:WEIGHT]", help=LOSS)
+    training.add_argument("--bank_size", type=at_least(1), help="labels that a step is compared with (1024)")
+    training.add_argument("--loss_temperature", type=between(1e-3, 1e3), metavar="T", help="divides cosines (0.05)")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
     training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
@@ -127,6 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--seed", type=at_least(0), default=42, help="decides the order of the pairs and dropout")
     memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
     memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
+    memory.add_argument("--attn_implementation", choices=["packed", "padded"], help="(packed where it can be)")
+    memory.add_argument("--bf16_exchange", action="store_true", help="gradients go in bf16 from process to process")
     memory.add_argument("--torch_compile", action="store_true", help="compile the student: for long runs on a GPU")
     memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
     memory.add_argument("--dataloader_num_workers", type=int, choices=[0, 1], help="1 prepares steps ahead (GPU 1)")
@@ -161,7 +174,8 @@ def backward(model, loss: Loss, step: RankStep, accelerator: Accelerator) -> lis
     errors = []
     for number, (inputs, labels, weights) in enumerate(step.micro_batches(), 1):
         # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
-        with nullcontext() if number == len(step.sizes) else accelerator.no_sync(model):
+        together = number == len(step.sizes) or accelerator.is_fsdp2  # which else keeps whole gradients on every rank
+        with nullcontext() if together else accelerator.no_sync(model):
             error = distillation_loss(loss, model(**inputs), labels, weights, step.bank)
             accelerator.backward(loss.total(error).sum() / step.weight * accelerator.num_processes)
         errors.append(error.detach())
@@ -178,6 +192,8 @@ def start(args: argparse.Namespace) -> Accelerator:
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
     check_processes(accelerator)
+    if args.bf16_exchange and (accelerator.is_fsdp2 or accelerator.num_processes == 1):
+        raise UserError("--bf16_exchange is for several processes that each hold the student (DDP): leave it out")
     set_matmul_precision(accelerator.device, args.allow_tf32)
     processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
     nodes = len(set(gather_object([socket.gethostname()])))
@@ -188,16 +204,10 @@ def start(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def metric_for_best_model(args: argparse.Namespace) -> str:
-    """The dev score that chooses the best student; UserError when it needs files that are not given."""
-    best_metric = args.metric_for_best_model or ("spearman_cosine" if args.sts_dev else "mean_accuracy")
-    if best_metric == "spearman_cosine" and not args.sts_dev:
-        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
-    return best_metric
-
-
 def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accelerator: Accelerator) -> Labelling:
     """What gives the labels; no model is loaded before it is needed."""
+    if args.teacher_dtype and not args.teacher_model_name_or_path:
+        raise UserError("--teacher_dtype is for a teacher that is a model, a table has numbers: leave it out")
     half = accelerator.device.type == "cuda" and args.label_dtype == "fp16"
     dtype = DTYPES[args.teacher_dtype or ("bf16" if half else "fp32")]
     of_models = {"prompt": args.teacher_prompt, "prompt_name": args.teacher_prompt_name, "dtype": dtype}
@@ -205,34 +215,14 @@ def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accel
     return Labelling(*given, LABEL_DTYPES[args.label_dtype], splits, cache_dir, accelerator, of_models)
 
 
-def load_student(args: argparse.Namespace, labelling: Labelling, accelerator: Accelerator) -> SentenceEncoder:
-    """The student for such labels; UserError when nothing is to bring its vectors to their width."""
-    set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
-    prompt, say = (args.student_prompt, args.student_prompt_name), accelerator.on_main_process(print)
-    student = SentenceEncoder.from_pretrained(args.student_model_name_or_path, args.max_seq_length, *prompt)
-    if labelling.prompted or student.prompt:
-        say(", ".join([*labelling.reads, f"student reads {student.reads}"]))
-    if student.max_seq_length < args.max_seq_length:
-        say(f"--max_seq_length {args.max_seq_length}: the student reads {student.max_seq_length} tokens at most")
-    if args.projection:
-        linear = torch.nn.Linear(student.dimension, labelling.width)
-        student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
-    student.before_normalize = True
-    student.freeze_unused()
-    width, own, called = labelling.width, student.dimension, args.student_model_name_or_path
-    widths = f"{labelling.called} gives vectors of {width} dimensions and {called} of {own}"
-    if args.label_pca and width <= own:
-        raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
-    if not args.label_pca and width != own:
-        raise UserError(f"{widths}: choose models of equal width, or add --projection, or --label_pca if it is wider")
-    return student
-
-
 def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Accelerator) -> tuple[Steps, int]:
     """What each step is made of, and how many the run takes."""
     say = accelerator.on_main_process(print)
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
     steps = together(lambda: Steps(pairs, *given, args.bank_size or 0), accelerator)
+    if accelerator.device.type == "cuda" and args.batch_size < FEW_PAIRS * accelerator.num_processes:
+        each = f"{args.batch_size / accelerator.num_processes:.0f} pairs on each of {accelerator.num_processes} GPUs"
+        say(f"--batch_size {args.batch_size} is {each}, too few to keep one busy: raise it, see docs/clusters.md")
     if steps.left_out:
         say(f"--train_on target: {steps.left_out} rows without translations are left out")
     return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
@@ -241,6 +231,8 @@ def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Acc
 def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
     """What a run must go on with, as options and for `load_checkpoint`."""
     return {f"--{name}": getattr(args, name) for name in DECIDING} | {
+        "--loss": " ".join(f"{name}:{weight:g}" for name, weight in args.loss.items()),
+        "--train_on": " ".join(args.train_on),
         "--mixed_precision": precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
         "--student_prompt": repr(student.prompt),
@@ -271,7 +263,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
-    on_gpu, best_metric = device.type != "cpu", metric_for_best_model(args)
+    on_gpu, best_metric = device.type != "cpu", chosen_by(args.metric_for_best_model, args.sts_dev)
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
     on_first_rank(partial(check_output, output_dir / "student", args, TRAINED, keep=True), accelerator)
@@ -284,16 +276,21 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
     labelling = find_teachers(args, splits, cache_dir, accelerator)
     splits, contents = labelling.splits, labelling.contents  # rows without a vector may be dropped
-    student = together(partial(load_student, args, labelling, accelerator), accelerator)
+    set_seed(args.seed)  # the same on all ranks, for weights that the student gets anew
+    reads = args.student_model_name_or_path, args.max_seq_length, args.student_prompt, args.student_prompt_name
+    widths = args.projection, args.label_pca
+    student = together(partial(load_student, *reads, *widths, labelling, accelerator), accelerator)
     shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
     together(partial(shape_student, student, *shape), accelerator)
     set_seed(args.seed, device_specific=True)
 
     # Token ids once, labels once
     pairs = TokenizedPairs(splits["train"], contents["train"], student, cache_dir, accelerator)
+    trained_on |= pairs.counts(args.train_on)
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
     labels = labelling.labels(student.dimension if args.label_pca else None)
+    loss = together(lambda: Loss(args.loss, args.loss_temperature, labels.of["train"]), accelerator)
     if args.projection and checkpoint is None:
         start_projection(student.to(device), splits["train"], labels.of["train"], accelerator)
 
@@ -302,7 +299,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     rates = args.learning_rate, args.warmup_ratio, args.adam_epsilon, args.weight_decay
     optimizer, schedule = optimizer_and_schedule(student, total_steps, *rates)
     # FSDP spreads the student over the ranks, where only training can use it.
-    whole = deepcopy(student).to(device) if accelerator.is_fsdp2 else student
+    whole = deepcopy(student).cpu() if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
 
     # Resume
@@ -319,9 +316,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     metrics = Metrics(output_dir, progress.lines, accelerator)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tell = accelerator.on_main_process(bar.write)
-    loss = Loss(args.loss, args.loss_temperature, labels.of["train"])
     tally = Tally(loss, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
-    rank_steps = RankSteps(steps, labels.of["train"], student, max_tokens, accelerator)
+    packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
+    rank_steps = RankSteps(steps, labels.of["train"], student, packed, max_tokens, accelerator)
     patience = args.early_stopping_patience or math.inf
 
     def done() -> bool:
@@ -333,8 +330,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # The loop
     if isinstance(model, DistributedDataParallel):
-        model.broadcast_buffers = False  # they hold positions, which do not change
-        settle_gradient_order(model, to_device(student.inputs([pairs[0]]), device))
+        settle_exchange(model, to_device(student.inputs([pairs[0]]), device), args.bf16_exchange)
     model.train()
     coming = rank_steps.coming(progress.step, total_steps, workers)
     while True:
@@ -344,15 +340,15 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
             metrics.write(progress.step, {"learning_rate": rate} | tally.line())
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):
-            with suppress(Stopped):  # by a signal: the checkpoint tells that the evaluation is still to come
-                scores = evaluate(gathered(whole, student), splits["dev"], labels.of["dev"], sts, accelerator)
+            with suppress(Stopped), gathered(whole, student, device) as found:  # after a signal it is still to come
+                scores = evaluate(found, splits["dev"], labels.of["dev"], sts, accelerator)
                 metrics.write(progress.step, scores)
                 better = progress.judge(scores[best_metric])
                 tell(evaluation_report(progress, best_metric, scores), sys.stderr)
                 if better and progress.best_score >= saved[1]:
                     saved = progress.best_step, progress.best_score
                     about = argparse.Namespace(**vars(args), step=saved[0], score=saved[1], trained_on=trained_on)
-                    on_first_rank(partial(save_student, whole, output_dir / "student", about), accelerator, output_dir)
+                    on_first_rank(partial(save_student, found, output_dir / "student", about), accelerator, output_dir)
         agree(accelerator)
         if progress.step > 0 and due(progress.saved, 1 if stopping() else args.checkpointing_steps):
             progress.lines, progress.unlogged, progress.saved = len(metrics.lines), tally.unlogged(), progress.step

@@ -40,6 +40,7 @@ from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import listening
 from distill.training import teachers, tokens
+from distill.training.watching import OF_THE_MACHINE
 
 ROOT = Path(__file__).parent.parent
 PLACES = {
@@ -205,7 +206,7 @@ def outcome(run_folder: Path) -> dict:
     return {
         "files": manifest,
         "student": (run_folder / "student/model.safetensors").read_bytes(),
-        "metrics": [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in metrics],
+        "metrics": [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in metrics],
     }
 
 

@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     # fmt: off
     parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
+    parser.add_argument("--corpus", default=f"{DATA}/ted_multi_sample.parquet", help="of the TED schema")
+    parser.add_argument("--sts_dev", default=f"{DATA}/stsb_multi_mt/stsb-{{en,it}}-dev.csv", help="of time to quality")
     parser.add_argument("--rows", type=int, help="train on so many source sentences (if not given: all)")
     parser.add_argument("--model", choices=["minilm4", "xlmr"], default="minilm4", help="4 layers x 384, or XLM-R base")
     parser.add_argument("--trim", action="store_true", help="cut the student's vocabulary to that of the pairs")
@@ -74,8 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Pairs, and a student: the demo teacher's first 4 layers under a new tokenizer, or a random XLM-R base."""
     languages = " ".join(args.target_languages)
-    corpus = DATA / "ted_multi_sample.parquet"
-    command = f"--corpus {corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
+    command = f"--corpus {args.corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
     build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
     command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"
     command += f" --vocab_size 24000 --start pieces --output_dir {folder}/grafted"
@@ -109,7 +110,7 @@ def our_arguments(args: argparse.Namespace, folder: Path, seed: int) -> argparse
     given = ["--pairs_dir", f"{folder}/pairs", "--teacher_model_name_or_path", str(get_model_path())]
     given += ["--student_model_name_or_path", f"{folder}/student", "--output_dir", f"{folder}/run-{os.getpid()}"]
     given += ["--batch_size", str(args.batch_size), "--learning_rate", str(args.learning_rate), "--seed", str(seed)]
-    given += ["--sts_dev", f"{DATA}/stsb_multi_mt/stsb-{{en,it}}-dev.csv", "--checkpointing_steps", "1000000"]
+    given += ["--sts_dev", args.sts_dev, "--checkpointing_steps", "1000000"]
     if args.time_to_quality:
         given += ["--eval_steps", str(args.eval_steps), "--num_train_epochs", str(args.epochs)]
     else:

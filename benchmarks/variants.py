@@ -4,12 +4,14 @@
       --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' --student_model_name_or_path e5/ \
       --teacher_model_name_or_path intfloat/multilingual-e5-small
 
-Behind `--` stand the options of train_distill.py that all runs have. Each run is a whole schedule, two processes on a
-CPU; evaluated before its first step and after its last.
+Behind `--` stand the options of train_distill.py that all runs have, --sts_dev among them; a variant that is one word
+begins with a space. Each run is a whole schedule, two processes on a CPU; evaluated before its first step and after its
+last.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import shlex
@@ -56,10 +58,11 @@ def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict
 
 
 def figures(scores: dict) -> list[float]:
-    """English, the means within and across languages, translation accuracy; x 100."""
+    """English, the means within and across languages, translation accuracy; x 100; nan for what is not there."""
     sts = scores["sts"]
-    kinds = [[sts[key] for key in sts if ("-" in key) == across] for across in (False, True)]
-    return [100 * value for value in (sts["en"], *map(statistics.mean, kinds), scores["mean_accuracy"])]
+    kinds = [[sts[key] for key in sts if ("-" in key) == across] or [math.nan] for across in (False, True)]
+    values = (sts.get("en", math.nan), *map(statistics.mean, kinds), scores["mean_accuracy"])
+    return [100 * value for value in values]
 
 
 def cell(values: list[float]) -> str:
@@ -69,6 +72,8 @@ def cell(values: list[float]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
+    if "--sts_dev" not in args.options:
+        sys.exit("variants.py: give --sts_dev among the options behind --")
     rows = []
     for variant in args.vary:
         befores, afters, seconds = zip(*(train(args, variant, seed) for seed in args.seeds), strict=True)

@@ -5,7 +5,7 @@ X.npy holds the vectors of the sentences in X.txt, one a line.
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,16 @@ def is_vector_table(path: str) -> bool:
     return Path(path).suffix.lower() in READERS and not Path(path).is_dir()
 
 
+def reader_of(path: str) -> Callable:
+    """What reads a table, by the name of its file; UserError for anything else."""
+    if not is_vector_table(path):
+        raise UserError(f"{path} is no table of vectors: give {', '.join(READERS)} (.npy beside a .txt)")
+    return READERS[Path(path).suffix.lower()]
+
+
 def table_files(paths: Iterable[str]) -> list[str]:
     """All files of a table: beside X.npy stands X.txt."""
-    texts = {path: [str(Path(path).with_suffix(".txt"))] for path in paths if path.lower().endswith(".npy")}
+    texts = {path: [str(Path(path).with_suffix(".txt"))] for path in paths if reader_of(path) is _npy}
     return [file for path in paths for file in [path, *texts.get(path, [])]]
 
 
@@ -43,12 +50,13 @@ def vector_batches(paths: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray
     """
     width = None
     for path in paths:
-        if Path(path).suffix.lower() not in READERS:
-            raise UserError(f"{path} is no table of vectors: give {', '.join(READERS)} (.npy beside a .txt)")
-        for sentences, vectors in READERS[Path(path).suffix.lower()](path):
+        for sentences, vectors in reader_of(path)(path):
             width = width or vectors.shape[1]
             if vectors.shape[1] != width:
-                raise UserError(f"{path} has vectors of {vectors.shape[1]} dimensions, after others of {width}")
+                raise UserError(
+                    f"{path} has vectors of {vectors.shape[1]} dimensions, after others of {width}: give the files "
+                    "of one system, or another option for each"
+                )
             with np.errstate(over="ignore"):
                 vectors = vectors.astype(np.float32)
             finite = np.isfinite(vectors).all(1)
@@ -68,14 +76,19 @@ class VectorTable:
     normalize, prompt = False, ""
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self.differing = path, 0
 
     def vectors_of(self, sentences: Iterable[str]) -> dict[str, np.ndarray]:
-        """The vector of each sentence, the first where there are two; UserError where the table lacks any."""
+        """The vector of each sentence; of two the first, and `differing` counts those that it is not equal to.
+
+        UserError where the table lacks any.
+        """
         wanted, found = dict.fromkeys(sentences), {}
         for batch, vectors in vector_batches([self.path]):
             for sentence, vector in zip(batch, vectors, strict=True):
-                if sentence in wanted and sentence not in found:
+                if sentence in found:
+                    self.differing += not np.array_equal(found[sentence], vector)
+                elif sentence in wanted:
                     found[sentence] = vector.copy()  # not a view, which would keep the batch
         if missing := [sentence for sentence in wanted if sentence not in found]:
             raise UserError(lacking(self.path, len(missing), len(wanted), missing))
@@ -119,6 +132,10 @@ def _json(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
             table = pa.json.read_json(io.BytesIO(text.encode()), whole, JSON) if text else None
         except pa.ArrowInvalid as error:
             raise UserError(f"{path} cannot be read in or after line {number} ({error}): mend the line") from None
+        if text and table["sentence"].null_count == len(table):
+            raise UserError(
+                f'{path}, line {number} has no field sentence: write {{"sentence": "...", "vector": [...]}}'
+            )
         for batch in table.to_batches(ROWS) if text else []:
             yield _columns(path, batch)
 
@@ -130,6 +147,8 @@ def _npy(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
             vectors = np.load(path, mmap_mode="r")
         except ValueError as error:
             raise UserError(f"{path} cannot be read ({error}): write it with numpy.save") from None
+    if not isinstance(vectors, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays: write one with numpy.save")
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or not vectors.shape[1]:
         raise UserError(f"{path} holds {vectors.dtype} of the shape {vectors.shape}: numbers (rows, dimension) are due")
     for _, lines in text_lines(text):

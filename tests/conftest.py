@@ -32,6 +32,7 @@ from distill import ranks  # noqa: E402
 from distill.command import run  # noqa: E402
 from distill.encoder.sentence_encoder import SentenceEncoder  # noqa: E402
 from distill.training import checkpoints  # noqa: E402
+from distill.training.watching import OF_THE_MACHINE  # noqa: E402
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real corpora are not at DATA")
 
@@ -163,9 +164,9 @@ def folders(folder: Path) -> tuple[str, ...]:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """metrics.jsonl but for its speeds."""
+    """metrics.jsonl but for what the machine decides."""
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in lines]
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

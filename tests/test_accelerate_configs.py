@@ -2,6 +2,7 @@
 
 import signal
 
+import forked
 import numpy as np
 import pytest
 from conftest import FAULTY, ROOT, STOPPED, checkpoint_steps, folders, launch, metrics, saved, tiny_encoder, train
@@ -98,6 +99,20 @@ def test_fsdp2_in_bf16_with_a_new_layer(options, tmp_path, fsdp_on_cpu):
         assert SentenceEncoder.from_pretrained(str(folder / "run/student")).normalize
         scores.append([line["bitext"]["it"]["negative_mse"] for line in metrics(folder) if "bitext" in line])
     np.testing.assert_allclose(*scores, rtol=0.03)
+
+
+def test_gradients_that_go_in_bf16_from_process_to_process(options, tmp_path, fsdp_on_cpu):
+    for name, more in (("fp32", ()), ("bf16", ("--bf16_exchange",))):
+        codes, _, errors = forked.run(
+            tmp_path / name, "train_distill.py", *options, *more, *folders(tmp_path / name), processes=2
+        )
+        assert codes == [0, 0], errors
+    found, exact = losses(tmp_path / "bf16"), losses(tmp_path / "fp32")
+    np.testing.assert_allclose(found, exact, rtol=0.01)
+    assert found != exact
+    given = ("none", "0", "train_distill.distillation_loss", "0", *options, "--bf16_exchange", *folders(tmp_path))
+    code, _, errors = launch(fsdp_on_cpu, *given, config=("accelerate_configs/fsdp2.yaml", "--main_process_port", "0"))
+    assert code == 2 and "error: --bf16_exchange is for several processes that each hold the student" in errors
 
 
 def test_fsdp_is_not_silently_left_out(options, tmp_path):

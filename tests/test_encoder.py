@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from distill.command import UserError
+from distill.encoder import packing
 from distill.encoder.model_folder import layer_list
 from distill.encoder.packing import out_of_memory, pack, packed_batches, pad, padded_batches
 from distill.encoder.sentence_encoder import POOLINGS, SentenceEncoder, set_matmul_precision
@@ -181,23 +182,28 @@ def test_batches_are_longest_first_and_within_the_budget():
 
 
 def test_padding():
-    inputs = pad([[2, 7, 3], [2, 3]], pad_token_id=5)
+    inputs = pad(np.array([2, 7, 3, 2, 3]), np.array([3, 2]), pad_token_id=5)
     assert inputs["input_ids"].tolist() == [[2, 7, 3], [2, 3, 5]]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
-def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling, kind):
+@pytest.mark.parametrize("attention", ["in runs", "varlen"])
+def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling, kind, attention, monkeypatch):
+    """As on a CPU, and as on a GPU, where plain attention stands in for the kernel."""
+    if attention == "varlen":
+        monkeypatch.setitem(packing.PACKED, "cpu", packing.PACKED["cuda"])
+        monkeypatch.setattr(packing, "varlen_attn", plain_varlen_attention)
     encoder = tiny_encoder(pooling=pooling)
     if kind == "xlm-roberta":
         settings = encoder.transformer.config.to_dict() | {"type_vocab_size": 1, "pad_token_id": 1}
+        del settings["model_type"]
         encoder = tiny_encoder(pooling=pooling, transformer=XLMRobertaModel(XLMRobertaConfig(**settings)))
-    random = np.random.default_rng(0)
-    sequences = [random.integers(5, 90, length) for length in (20, 7, 7, 7, 3, 2, 2)]
-    first = {"bert": 0, "xlm-roberta": 2}[kind]
-    found = []
-    for inputs in (pack(sequences, first), pad(sequences, encoder.transformer.config.pad_token_id)):
+    lengths = np.array([20, 7, 7, 7, 3, 2, 2])
+    ids = np.random.default_rng(0).integers(5, 90, lengths.sum())
+    found, pad_token_id = [], encoder.transformer.config.pad_token_id
+    for inputs in (encoder.batch(ids, lengths, packed=True), pad(ids, lengths, pad_token_id)):
         encoder.zero_grad()
         vectors = encoder(**inputs)
         # Squares of a normalised vector have a constant sum: its gradient would be noise.
@@ -205,7 +211,26 @@ def test_packed_sentences_have_the_vectors_and_gradients_of_padded_ones(pooling,
         found.append([vectors.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
-    assert pack(sequences, first)["runs"] == [(1, 20), (3, 7), (1, 3), (2, 2)]
+
+
+def plain_varlen_attention(query, key, value, bounds, same_bounds, longest, same_longest, scale) -> torch.Tensor:
+    """What torch's varlen_attn computes, (tokens, heads, width), by a loop over the sequences."""
+    assert bounds is same_bounds and bounds.dtype == torch.int32 and longest == same_longest == bounds.diff().max()
+    parts = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        q, k, v = (x[start:stop].transpose(0, 1) for x in (query, key, value))
+        parts.append(((q @ k.transpose(1, 2) * scale).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_packing():
+    inputs = pack(np.array([2, 7, 3, 2, 3, 2, 3]), np.array([3, 2, 2]), first_position=2)
+    assert inputs["input_ids"].tolist() == [[2, 7, 3, 2, 3, 2, 3]]
+    assert inputs["position_ids"].tolist() == [[2, 3, 4, 2, 3, 2, 3]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert inputs["slots"].tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert inputs["bounds"].tolist() == [0, 3, 5, 7] and inputs["longest"] == 3
+    assert inputs["runs"] == [(1, 3), (2, 2)]
 
 
 def test_a_decoder_is_not_packed(tmp_path):
@@ -220,7 +245,7 @@ def test_a_model_with_attention_of_its_own_gets_padded_sentences():
     encoder = tiny_encoder()
     packed = encoder.encode(SENTENCES)
     encoder.transformer.config._attn_implementation = "eager"
-    assert not encoder.packs and "attention_mask" in encoder.inputs([[2, 3]])
+    assert not encoder.packs(half=False)
     np.testing.assert_allclose(encoder.encode(SENTENCES), packed, atol=1e-6)
 
 
@@ -247,7 +272,7 @@ def test_what_gets_no_gradient_asks_for_none(transformer, name):
     state = torch.get_rng_state()
     encoder.freeze_unused()
     assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in encoder.parameters())
-    encoder(**pad([[2, 7, 3], [2, 9]], 0)).sum().backward()
+    encoder(**encoder.inputs([[2, 7, 3], [2, 9]])).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
     assert any(name in found and not p.requires_grad for found, p in encoder.named_parameters())
 

@@ -88,7 +88,7 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
     written = vars(train_distill.build_parser().parse_args(words[3:]))
     del written["command_line"], written["called_from"]
     given = {name: Path(value).name if isinstance(value, str) else value for name, value in vars(args).items()}
-    given["teacher_model_name_or_path"] = ["teacher"]
+    given |= {"teacher_model_name_or_path": ["teacher"], "loss": None}
     assert written == {name: given[name] for name in written} and len(words) < 20, "defaults are left out"
 
     # Said where it was chosen on what it is scored on, and nothing of this machine.
@@ -168,6 +168,8 @@ def test_a_card_says_what_was_trained_on():
     assert trained_on(training) == "Sentence pairs by language: de 5, it 7,000; from talks, en=news.txt."
     alone = "de 5, it 7,000; sentences without translations: 1,200; from"
     assert alone in trained_on(training | {"untranslated": 1200})
+    only = trained_on(training | {"pairs": {}, "untranslated": 1200})
+    assert only == "Sentences without translations: 1,200; from talks, en=news.txt."
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The terms of the loss, by hand and against plain code; and the loss in a run."""
 
+import argparse
 import math
 
 import forked
@@ -10,7 +11,8 @@ from conftest import folders, metrics, train
 from safetensors.torch import load_file
 from torch import testing
 
-from distill.training.losses import TO_BANK, TO_LABELS, Loss, variance
+from distill.command import UserError
+from distill.training.losses import TO_BANK, TO_LABELS, Loss, settle_loss, variance
 
 LABEL = torch.tensor([[3.0, 0.0]])
 VECTOR = torch.tensor([[1.0, 1.0]])
@@ -35,6 +37,31 @@ def test_errors_to_the_bank_by_hand():
     p, q = softmax(2, 2, 0, -2), softmax(2 * R, 2 * R, 2 * R, -2 * R)
     assert of["distribution"] == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
     assert of["similarity"] == pytest.approx(4 * ((1 - R) ** 2 + R**2 + (1 - R) ** 2) / 3)
+
+
+def test_what_is_alike_is_measured_by_the_teacher():
+    """Cosines of the label with the bank, their mean 0.895: none of them is nine tenths of the way from there to 1."""
+    near = [[c, math.sqrt(1 - c**2)] for c in (0.8, 0.9, 0.9, 0.98)]
+    found = TO_BANK["contrastive"](LABEL, LABEL, torch.tensor(near), 1.0).item()
+    assert found == pytest.approx(-math.log(softmax(1, 0.8, 0.9, 0.9, 0.98)[0]))
+
+
+def test_labels_of_zeros_ask_for_what_can_be_given():
+    zeros = torch.zeros(1, 2)
+    assert TO_BANK["distribution"](zeros, zeros, BANK, 0.05).item() == 0
+
+
+@pytest.mark.parametrize("labels", [np.ones((5, 4)), np.ones((1, 4)), np.zeros((3, 2)), 1 + 1e-9 * np.eye(4)])
+def test_labels_that_are_all_the_same_are_refused(labels):
+    with pytest.raises(UserError, match="all source sentences have the same label: check the teacher"):
+        Loss({"mse": 1.0, "cosine": 1.0}, None, labels)
+
+
+def test_the_order_of_the_terms_is_one():
+    args = argparse.Namespace(loss=[("distribution", 0.3), ("mse", 1.0)], bank_size=None, loss_temperature=0.1)
+    settle_loss(args)
+    assert list(args.loss.items()) == [("mse", 1.0), ("distribution", 0.3)]
+    assert (args.bank_size, args.loss_temperature) == (1024, 0.1)
 
 
 @pytest.mark.parametrize("name", [*TO_LABELS, "distribution", "similarity"])
@@ -94,7 +121,9 @@ def test_forwards_and_processes_change_nothing(given, tmp_path):
     "options, error",
     [
         ("--loss l1", "argument --loss: l1 is none of mse, cosine, contrastive, distribution, similarity"),
-        ("--loss mse:0", "argument --loss: 0 is no number above 0"),
+        ("--loss mse:0", "argument --loss: 0 is no number from 1e-06 to 1e+06"),
+        ("--loss mse:x", "argument --loss: 'x', the weight of mse, is no number"),
+        ("--loss distribution --loss_temperature 1e-30", "argument --loss_temperature: 1e-30 is no number from 0.001"),
         ("--loss mse cosine mse:2", "error: --loss mse cosine mse: name each term once"),
         (
             "--bank_size 10",

@@ -39,6 +39,14 @@ def test_every_sentence_stands_once_in_a_table_that_evaluation_reads(tmp_path, f
     assert {sentence: vector.tolist() for sentence, vector in found.items()} == {s: [len(s), 1] for s in sentences}
 
 
+def test_a_user_s_file_stays(tmp_path, files):
+    (tmp_path / "mine.parquet").write_text("mine")
+    for output in ("mine.parquet", "new.csv", "nowhere/new.parquet"):
+        done = script("runs/muse_vectors.py", *files, "--output", f"{tmp_path}/{output}")
+        assert done.returncode == 2 and "name a new file, .parquet, in a folder that is there" in done.stderr
+    assert (tmp_path / "mine.parquet").read_text() == "mine"
+
+
 def test_without_the_package_one_sentence_says_how_to_get_it(tmp_path, files):
     done = script("runs/muse_vectors.py", *files, "--output", f"{tmp_path}/muse.parquet")
     assert done.returncode == 2

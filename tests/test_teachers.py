@@ -214,6 +214,12 @@ def numpy_file(folder: Path, array, lines: str) -> list[str]:
     return [str(folder / "x.npy")]
 
 
+def archive(folder: Path) -> list[str]:
+    with (folder / "x.npy").open("wb") as file:
+        np.savez(file, vectors=np.ones((1, 2)))
+    return [str(folder / "x.npy")]
+
+
 @pytest.mark.parametrize(
     "made, message",
     [
@@ -228,6 +234,8 @@ def numpy_file(folder: Path, array, lines: str) -> list[str]:
         (partial(numpy_file, array=np.ones((2, 3)), lines="a\n"), "x.npy has 2 rows and .*x.txt 1 lines"),
         (partial(numpy_file, array=np.ones((1, 3)), lines="a\nb\n"), "x.npy has 1 rows and .*x.txt 2 lines"),
         (partial(numpy_file, array=np.ones(3), lines="a\n"), "holds float64 of the shape"),
+        (archive, "x.npy is an archive of arrays: write one with numpy.save"),
+        (lambda folder: [written('{"text": "a", "embedding": [1.0]}\n', folder)], "line 1 has no field sentence"),
         (partial(numpy_file, array=np.array([["a"]]), lines="a\n"), "holds <U1 of the shape"),
     ],
 )
@@ -321,7 +329,11 @@ def test_a_language_that_loses_all_rows_is_none_any_more(pairs, table, student, 
         (["--teacher_model_name_or_path", "{plain}", "--teacher_weights", "2"], "--teacher_weights are for several"),
         (["--teacher_vectors", "{table}", "--teacher_weights", "2", "1"], "a weight each, and not 2 for 1"),
         (["--teacher_vectors", "{tmp}/nowhere.parquet"], "nowhere.parquet does not exist: check the path"),
-        (["--teacher_vectors", "{plain}"], "plain cannot be read"),
+        (
+            ["--teacher_vectors", "{table}", "--teacher_dtype", "bf16"],
+            "--teacher_dtype is for a teacher that is a model",
+        ),
+        (["--teacher_vectors", "{plain}"], "plain is no table of vectors: give .parquet"),
         (
             ["--teacher_vectors", "{table}", "--teacher_model_name_or_path", "{plain}"],
             "plain.parquet gives vectors of 64 dimensions and",
@@ -438,6 +450,34 @@ def test_sentences_that_a_table_lacks_are_told_of_and_the_others_scored(tmp_path
         scores_of(tmp_path, *more)
     few, complete = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
     assert "has no vector for" in few["error"] and "error" not in complete and complete["sts"]
+
+
+def test_labels_that_overflow_name_their_sentence(pairs, table, student, tmp_path, capsys):
+    frame = pq.read_table(table)
+    large = frame.set_column(1, "vector", pa.array((1e6 * np.stack(frame["vector"].to_numpy())).tolist()))
+    pq.write_table(large, tmp_path / "large.parquet")
+    error = refused(
+        capsys, pairs, student, tmp_path, "--teacher_vectors", tmp_path / "large.parquet", "--label_dtype", "fp16"
+    )
+    assert "is not finite in float16: take --teacher_dtype" in error and sentences_of(pairs)[0][:20] in error
+
+
+def test_what_a_table_does_not_read_is_refused(tmp_path, plain, scored_table):
+    for more in (["--prompt", "x: "], ["--prompt", "t=x: "], ["--prompt_name", "query"]):
+        with pytest.raises(UserError, match="is for a model, a table's vectors are as they are: leave it out"):
+            scores_of(tmp_path, "--model_name_or_path", f"t={scored_table}", *more)
+    teacher = ["--teacher_model_name_or_path", plain]
+    with pytest.raises(UserError, match="is called teacher, as the teacher is: name it otherwise"):
+        scores_of(tmp_path, "--model_name_or_path", f"teacher={scored_table}", *teacher)
+
+
+def test_a_second_vector_of_a_sentence_is_counted_in_the_scores(tmp_path, scored_table):
+    vectors = np.load(scored_table)
+    sentences = Path(scored_table).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+    both = np.concatenate([vectors, vectors[:2], vectors[:7] + 1])
+    twice = write_table(tmp_path / "twice.npy", [*sentences, *sentences[:2], *sentences[:7]], both)
+    scores = scores_of(tmp_path, "--model_name_or_path", f"t={twice}")
+    assert "t: 7 vectors differ from the first of their sentence, which counts" in scores["notes"]
 
 
 def test_a_table_cannot_be_exported(tmp_path, plain, scored_table):

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 import weakref
 from functools import partialmethod
@@ -31,12 +32,21 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MSELoss
 from torch import nn
-from transformers import AlbertConfig, AlbertModel, GPT2Config, GPT2Model, T5Config, T5EncoderModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    GPT2Config,
+    GPT2Model,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from benchmarks.kill_and_resume import acting_in
 from distill import ranks
 from distill.command import UserError, run
-from distill.encoder import sentence_encoder
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import read_json
 from distill.pairs.pairs_folder import load_pairs
@@ -110,8 +120,6 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
     pairs, tokenized, teacher, student, tmp_path, monkeypatch, max_tokens, translations_per_source, attention
 ):
     """A step of the real loop, 24 pairs cut into micro-batches of any size, against MSELoss over the same 24 pairs."""
-    if attention == "padded":  # as on a GPU
-        monkeypatch.setattr(sentence_encoder, "PACKABLE", ())
     gradients = {}
 
     def keep(self, parameters, _):
@@ -121,6 +129,7 @@ def test_loss_and_gradients_equal_those_of_sentence_transformers(
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", keep)
     step = ("--batch_size", "24", "--seed", "3", "--max_train_steps", "1", "--logging_steps", "1")
     cut = ("--translations_per_source", str(translations_per_source), "--max_tokens_per_batch", max_tokens)
+    cut += ("--attn_implementation", attention)
     output = train(pairs, teacher, student, tmp_path / "run", *step, *cut)
 
     teach, peer = SentenceEncoder.from_pretrained(teacher), SentenceTransformer(student, device="cpu").train()
@@ -422,7 +431,7 @@ def test_ranks_share_a_step(tokenized, world):
     labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
     steps, device = Steps(tokens, 16, 2, 1.0, seed=0), torch.device("cpu")
     all_ranks = [SimpleNamespace(process_index=rank, num_processes=world, device=device) for rank in range(world)]
-    shares = [RankSteps(steps, labels, tokenized.student, 64, rank)[0] for rank in all_ranks]
+    shares = [RankSteps(steps, labels, tokenized.student, True, 64, rank)[0] for rank in all_ranks]
     assert all(share.sizes for share in shares), "a rank without a sentence would leave the others waiting"
     assert len({len(share.sizes) for share in shares}) == 1, "all take as many forwards"
     assert sum(share.weights.sum().item() for share in shares) == 2 * 16
@@ -448,7 +457,7 @@ def test_every_step_has_a_bank_of_its_own(tokenized):
 def test_steps_come_one_after_the_other_from_any_on_and_draw_no_random_numbers(tokenized, workers):
     labels = np.random.default_rng(0).standard_normal((len(tokenized.dataset), 4), dtype=np.float32)
     steps = Steps(tokenized.tokens, 50, 2, 1.0, seed=0, bank_size=7)
-    parts = RankSteps(steps, labels, tokenized.student, 64, tokenized.accelerator)
+    parts = RankSteps(steps, labels, tokenized.student, True, 64, tokenized.accelerator)
     state = torch.get_rng_state()
     found = list(parts.coming(steps.per_epoch - 2, steps.per_epoch + 3, workers))
     assert torch.equal(torch.get_rng_state(), state)
@@ -467,7 +476,7 @@ def test_a_worker_gives_more_tensors_than_files_may_be_open(tokenized):
     """A step of over a thousand micro-batches, where a process may open 256 files unless it asks for more."""
     labels = np.zeros((len(tokenized.dataset), 4), dtype=np.float32)
     steps = Steps(tokenized.tokens, 600, 1, 1.0, seed=0)
-    parts = RankSteps(steps, labels, tokenized.student, 1, tokenized.accelerator)
+    parts = RankSteps(steps, labels, tokenized.student, True, 1, tokenized.accelerator)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
@@ -475,6 +484,46 @@ def test_a_worker_gives_more_tensors_than_files_may_be_open(tokenized):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert len(found.sizes) == len(steps[0].sentences) > 500
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would have the host wait for a GPU: numbers read from tensors, and shapes that depend on values."""
+
+    WAITING = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        indices = args[1] if str(function).startswith("aten.index") and isinstance(args[1], list) else []
+        if str(function).startswith(self.WAITING) or any(i is not None and i.dtype == torch.bool for i in indices):
+            self.found.append("".join(traceback.format_stack(limit=12)))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ["packed", "padded"])
+def test_no_step_waits_for_the_device(pairs, teacher, student, tmp_path, monkeypatch, attention):
+    """From its tensors on the device to the update of the weights."""
+    on, add, waits = RankStep.on, Tally.add, Waits()
+
+    def begin(self, device) -> RankStep:
+        moved = on(self, device)
+        waits.__enter__()
+        return moved
+
+    def end(self, *given) -> None:
+        add(self, *given)
+        waits.__exit__(None, None, None)
+
+    monkeypatch.setattr(RankStep, "on", begin)
+    monkeypatch.setattr(Tally, "add", end)
+    more = ("--loss", "mse", "cosine", "contrastive", "distribution", "similarity", "--attn_implementation", attention)
+    train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "2", "--eval_steps", "1", *more)
+    assert not waits.found, waits.found[0]
+    with waits:
+        print(torch.ones(1).item(), torch.ones(2)[torch.tensor([True, False])])
+    assert len(waits.found) == 2
 
 
 def test_what_is_tallied_is_where_the_errors_are(pairs, teacher, student, tmp_path, monkeypatch):
@@ -687,6 +736,14 @@ def test_gradient_checkpointing_changes_memory_only(pairs, teacher, student, tmp
     np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
 
 
+def test_a_student_that_cannot_be_packed_is_padded_and_said_so_only_when_asked(pairs, teacher, tmp_path, capsys):
+    config = MPNetConfig(**tiny_encoder().transformer.config.to_diff_dict() | {"model_type": "mpnet"})
+    student = saved(tiny_encoder(transformer=MPNetModel(config)), tmp_path / "student")
+    train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "1")
+    assert refused(pairs, teacher, student, tmp_path / "other", "--attn_implementation", "packed")
+    assert "error: --attn_implementation packed: MPNetModel on cpu, as it is trained here" in capsys.readouterr().err
+
+
 def test_compiled_padded_batches_learn_what_packed_ones_learn(pairs, teacher, student, tmp_path, monkeypatch):
     """Traced and differentiated as for inductor, whose code would take a minute to build."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
@@ -839,15 +896,18 @@ def test_a_gradient_that_is_no_number_reaches_no_checkpoint(
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_spoilt)
     more = ["--max_train_steps", "6", "--checkpointing_steps", "2", "--logging_steps", "5"]
     if scaler:
-        add = Tally.add
+        begin = Tally.__init__
+        stand_in = SimpleNamespace(scale=lambda loss: loss, get_scale=lambda: 64.0, state_dict=dict)
 
-        def with_scaler(self, *step) -> None:
-            self.accelerator.scaler = "a scaler"
-            add(self, *step)
-            self.accelerator.scaler = None
+        def with_scaler(self, *given) -> None:
+            begin(self, *given)
+            self.accelerator.scaler = stand_in
 
-        monkeypatch.setattr(Tally, "add", with_scaler)
-        assert metrics(train(pairs, teacher, student, tmp_path / "run", *more), "step")[-1] == 6
+        monkeypatch.setattr(Tally, "__init__", with_scaler)
+        output = train(pairs, teacher, student, tmp_path / "run", *more)
+        assert metrics(output, "step")[-1] == 6
+        assert metrics(output, "skipped_steps") == [0, 1, 0, 0], "a line after steps 2, 4, 5, 6"
+        assert metrics(output, "loss_scale") == [64] * 4
         return
     assert refused(pairs, teacher, student, tmp_path / "run", *more)
     assert "error: the gradient of step 3 is not a finite number, though its loss is: " in capsys.readouterr().err
@@ -860,6 +920,23 @@ def test_the_learning_rate_of_a_line_is_that_of_its_step(pairs, teacher, student
     output = train(pairs, teacher, student, tmp_path / "run", *more)
     rates = [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert metrics(output, "learning_rate") == pytest.approx([1e-3 * rate for rate in rates])
+
+
+def test_what_a_line_says_of_the_last_step_and_of_the_machine(pairs, teacher, student, tmp_path, monkeypatch):
+    norms, clip = [], Accelerator.clip_grad_norm_
+
+    def noted(self, *given):
+        norms.append(clip(self, *given).item())
+        return torch.tensor(norms[-1])
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", noted)
+    output = train(pairs, teacher, student, tmp_path / "run", "--max_train_steps", "4", "--logging_steps", "2")
+    assert metrics(output, "gradient_norm") == norms[1::2] and not metrics(output, "loss_scale")
+    for pairs_of, tokens_of in zip(
+        metrics(output, "pairs_per_second"), metrics(output, "tokens_per_second"), strict=True
+    ):
+        assert 5 < tokens_of / pairs_of < 40, "a pair has a target and half a source or more"
+    assert all(0.1 < peak < 20 for peak in metrics(output, "peak_memory_gb"))
 
 
 def test_mean_similarity_by_hand():

@@ -167,7 +167,8 @@ def read_prompts(folder: Path, text: str | None = None, name: str | None = None)
     if default not in (None, "query", "document", *prompts):  # two names that stand for no prompt, if not given
         raise UserError(f"{folder}: its default prompt {default!r} is not among its prompts {[*prompts]}")
     if text:
-        name = {prompt: known for known, prompt in prompts.items()}.get(text, "default")
+        free = next(name for name in ("default", "given", "given_too") if name not in prompts)
+        name = {prompt: known for known, prompt in prompts.items()}.get(text, free)
         return prompts | {name: text}, name
     if name is not None and name not in prompts:
         have = f"has the prompts {', '.join(prompts)}" if prompts else "has no prompts"

@@ -31,6 +31,7 @@ from distill.encoder.packing import (
     pad,
     padded_batches,
     to_device,
+    unpack,
 )
 from distill.encoder.pooling import POOLINGS, places
 from distill.encoder.tokenizer import read_tokenizer, save_tokenizer, tokenize
@@ -156,7 +157,7 @@ class SentenceEncoder(nn.Module):
         if self.max_seq_length <= taken:
             raise UserError(
                 f"{name} reads {self.max_seq_length} tokens, of which special ones and its prompt take {taken}: raise "
-                "its max_seq_length"
+                "its max_seq_length (or --max_seq_length), or shorten the prompt"
             )
         with loading(f"{name} cannot encode a sentence"):
             vector = self(**self.inputs(self.token_ids(["a"])))
@@ -199,11 +200,15 @@ class SentenceEncoder(nn.Module):
         pooling = self.pooling, self.include_prompt
         return repr((config, *pooling, str(self.dense), self.normalize, self.max_seq_length, self.prompt))
 
-    @property
-    def packs(self) -> bool:
-        """Whether sentences are packed rather than padded: on a CPU, where a call more costs next to nothing."""
-        on_cpu = next(self.parameters()).device.type == "cpu"
-        return on_cpu and self.transformer.config._attn_implementation == "packed"
+    def packs(self, half: bool, dropout: float = 0.0) -> bool:
+        """Whether sentences are packed rather than padded where it is.
+
+        On a CPU, where a call more costs next to nothing; on a GPU that has a kernel for sequences of any lengths, for
+        what it computes: in half precision (`half`) and without dropout.
+        """
+        device = next(self.parameters()).device
+        can = device.type == "cpu" or (half and not dropout and torch.cuda.get_device_capability(device) >= (8, 0))
+        return can and self.transformer.config._attn_implementation == "packed"
 
     def on(self, device: torch.device) -> "SentenceEncoder":
         """The same, its weights on a device. On a CPU they stay as they were loaded: processes share the file's pages.
@@ -232,32 +237,29 @@ class SentenceEncoder(nn.Module):
         """Token ids of each sentence as the encoder reads it: behind its prompt, cut at its limit."""
         return tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
 
-    def cut(self, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-        """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""
-        return packed_batches(lengths, max_tokens) if self.packs else padded_batches(lengths, max_tokens)
-
     def inputs(self, sequences: list) -> dict:
-        """What `forward` takes for token id sequences, which are best sorted by length."""
-        if self.packs:
-            config = self.transformer.config
-            return pack(sequences, first_position=0 if config.model_type == "bert" else config.pad_token_id + 1)
-        return pad(sequences, self.tokenizer.pad_token_id)
+        """What `forward` takes for some token id sequences, padded."""
+        return self.batch(np.concatenate(sequences), np.array([len(sequence) for sequence in sequences]), packed=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, runs=None, **positions) -> Tensor:
+    def batch(self, ids: np.ndarray, lengths: np.ndarray, packed: bool) -> dict:
+        """What `forward` takes for sequences one after another (tokens,), best sorted by length."""
+        config = self.transformer.config
+        if packed:
+            return pack(ids, lengths, first_position=0 if config.model_type == "bert" else config.pad_token_id + 1)
+        return pad(ids, lengths, self.tokenizer.pad_token_id)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, slots: Tensor | None = None, **packed) -> Tensor:
         """Token ids as `pad` or `pack` gives them to (sequences, dimension) fp32 vectors."""
-        if runs is None:
+        if slots is None:
             tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            batches = [(tokens, attention_mask[..., None])]
         else:
-            tokens = self.transformer(input_ids=input_ids, runs=runs, **positions).last_hidden_state[0]
-            parts = tokens.split([count * length for count, length in runs])
-            batches = [(part.unflatten(0, run), part.new_ones(*run, 1)) for part, run in zip(parts, runs, strict=True)]
+            tokens = self.transformer(input_ids=input_ids, **packed).last_hidden_state[0]
+            tokens = unpack(tokens, slots, attention_mask)
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
-        batches = [(tokens.float(), mask.float()) for tokens, mask in batches]
+        tokens, mask = tokens.float(), attention_mask[..., None].float()
         if skipped := self.not_pooled:
-            batches = [(tokens, mask * (places(mask) > skipped)) for tokens, mask in batches]
-        modes = [POOLINGS[mode] for mode in self.pooling.split("+")]
-        vectors = torch.cat([torch.cat([pooled(*batch) for pooled in modes], dim=1) for batch in batches])
+            mask = mask * (places(mask) > skipped)
+        vectors = torch.cat([POOLINGS[mode](tokens, mask) for mode in self.pooling.split("+")], dim=1)
         if len(self.dense):
             vectors = self.dense(vectors.to(self.dense[0][0].weight.dtype)).float()  # FSDP gives weights as it computes
         return nn.functional.normalize(vectors, dim=-1) if self.normalize and not self.before_normalize else vectors
@@ -275,12 +277,15 @@ class SentenceEncoder(nn.Module):
         if (lengths <= self.not_pooled).any():  # as without special tokens may be
             raise UserError(f"{sentences[lengths.argmin()]!r} has no token: remove this sentence")
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
-        batches = self.cut(lengths, max_tokens)
+        packed = self.packs(half=self.transformer.dtype != torch.float32)
+        cut = packed_batches if packed else padded_batches
+        batches = cut(lengths, max_tokens)
         while batches:
             check_signal()
             batch, rest = batches[0], None
             with ending_out_of_memory():
-                inputs = to_device(self.inputs([ids[i] for i in batch]), device)
+                taken = np.concatenate([ids[i] for i in batch]), lengths[batch]
+                inputs = to_device(self.batch(*taken, packed), device)
                 vectors[batch] = self(**inputs).float().cpu().numpy()
                 rest = batches[1:]
             if rest is None:
@@ -288,7 +293,7 @@ class SentenceEncoder(nn.Module):
                     tokens = f"{lengths[batch[0]]} tokens"
                     raise UserError(f"{device} has too little memory for one sentence of {tokens}: free some of it")
                 left, max_tokens = np.concatenate(batches), max_tokens // 2
-                rest = [left[part] for part in self.cut(lengths[left], max_tokens)]
+                rest = [left[part] for part in cut(lengths[left], max_tokens)]
             batches = rest
         self.train(training)
         return vectors

@@ -176,9 +176,10 @@ def fp16_loss(entry: dict) -> str:
 def trained_on(training: dict) -> str:
     """How many pairs of which languages a student has seen, in a sentence."""
     counts = ", ".join(f"{language} {count:,}" for language, count in training["pairs"].items())
+    said = [f"Sentence pairs by language: {counts}"] if counts else []
     if training["untranslated"]:
-        counts += f"; sentences without translations: {training['untranslated']:,}"
-    return f"Sentence pairs by language: {counts}; from {', '.join(training['corpora'])}."
+        said.append(f"{'s' if said else 'S'}entences without translations: {training['untranslated']:,}")
+    return f"{'; '.join(said)}; from {', '.join(training['corpora'])}."
 
 
 def model_card(

@@ -1,6 +1,6 @@
 """Losses: what tells a student's vectors of a batch how far they are from what the teacher's labels ask.
 
-A term compares each sentence's vector with its label; some also with a bank, labels of other sentences drawn anew for
+A term compares each sentence's vector with its label; some also with a bank, labels of rows that are drawn anew for
 every step. Labels are constants: a sentence's error is the same in whatever batch, micro-batch or process it stands.
 """
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize
 
-from distill.command import UserError, positive
+from distill.command import UserError, between
 from distill.pairs.pairs_folder import evenly_spaced
 
+WEIGHT = between(1e-6, 1e6)
 VARIANCE_SAMPLE = 20_000  # labels whose variance is the unit of squared errors
 BANK = {"bank_size": 1024, "loss_temperature": 0.05}  # where they are not given
-ALIKE = 0.9  # cosine of a label in the bank that is no other meaning, but a paraphrase
+ALIKE = 0.9  # of the way from the bank's mean cosine to 1: where labels have no other meaning, but are paraphrases
 
 
 def mse(vectors: Tensor, labels: Tensor) -> Tensor:
@@ -32,9 +33,12 @@ def cosine(vectors: Tensor, labels: Tensor) -> Tensor:
 def contrastive(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of finding the label among the bank by cosine / temperature, as LASER3-CO does, arXiv 2210.05033.
 
-    Labels of the bank that are alike to the sentence's own are not among those to choose from.
+    Labels of the bank that are alike to the sentence's own are not among those to choose from: by a measure of the
+    teacher's own, since of some all cosines lie near 1.
     """
-    alike = cosines(labels, bank) >= ALIKE
+    similar = cosines(labels, bank)
+    mean = similar.mean(1, keepdim=True)
+    alike = similar >= mean + ALIKE * (1 - mean)
     others = cosines(vectors, bank).masked_fill(alike, -torch.inf)
     found = torch.cat([cosine_similarity(vectors, labels)[:, None], others], 1)
     return -log_softmax(found / temperature, 1)[:, 0]
@@ -45,8 +49,8 @@ def distribution(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: flo
 
     As IMASCL matches distributions of similarities, arXiv 2405.16155: there of a batch's sentences.
     """
-    own = torch.ones_like(labels[:, :1])
-    asked = torch.cat([own, cosines(labels, bank)], 1)
+    own = cosine_similarity(labels, labels)  # 1, but of a label of zeros
+    asked = torch.cat([own[:, None], cosines(labels, bank)], 1)
     found = torch.cat([cosine_similarity(vectors, labels)[:, None], cosines(vectors, bank)], 1)
     logs = (log_softmax(similarity / temperature, 1) for similarity in (found, asked))
     return kl_div(*logs, reduction="none", log_target=True).sum(1)
@@ -75,7 +79,8 @@ class Loss:
     """A weighted sum of terms, `weights` by name; `labels`, (rows, dimension), those that a run trains on.
 
     Beside other terms `mse` is in units of the labels' variance, so that a weight means the same with every teacher:
-    a student that gives their mean for all has an error of 1. Alone it is the article's.
+    a student that gives their mean for all has an error of 1. Alone it is the article's. UserError where the labels
+    are all the same.
     """
 
     def __init__(self, weights: dict[str, float], temperature: float | None, labels: np.ndarray):
@@ -99,8 +104,15 @@ class Loss:
 
 
 def variance(labels: np.ndarray) -> float:
-    """Squared distance of labels (rows, dimension) to their mean, mean over dimensions, of a sample of the rows."""
-    return float(labels[evenly_spaced(len(labels), VARIANCE_SAMPLE)].astype(np.float64).var(0).mean())
+    """Squared distance of labels (rows, dimension) to their mean, mean over dimensions, of a sample of the rows.
+
+    UserError where it is no more than rounding.
+    """
+    sample = labels[evenly_spaced(len(labels), VARIANCE_SAMPLE)].astype(np.float64)
+    found = float(sample.var(0).mean())
+    if found <= 1e-9 * np.square(sample).mean():
+        raise UserError("all source sentences have the same label: check the teacher, or its table of vectors")
+    return found
 
 
 def term(text: str) -> tuple[str, float]:
@@ -108,18 +120,22 @@ def term(text: str) -> tuple[str, float]:
     name, colon, weight = text.partition(":")
     if name not in TO_LABELS | TO_BANK:
         raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(TO_LABELS | TO_BANK)}")
-    return name, positive(weight) if colon else 1.0
+    try:
+        return name, WEIGHT(weight) if colon else 1.0
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{weight!r}, the weight of {name}, is no number") from None
 
 
 def settle_loss(args: argparse.Namespace) -> None:
-    """Make `args.loss` weights by name; bring the options of the bank to what they are where they are not given.
+    """Make `args.loss` weights by name, in one order, and what is not given what it is then.
 
     UserError for a term that stands twice, and for options of a bank that no term reads.
     """
-    names = [name for name, _ in args.loss]
+    given = args.loss or [("mse", 1.0)]
+    names = [name for name, _ in given]
     if len(set(names)) < len(names):
         raise UserError(f"--loss {' '.join(names)}: name each term once")
-    args.loss = dict(args.loss)
+    args.loss = {name: dict(given)[name] for name in TO_LABELS | TO_BANK if name in names}
     reads_bank = not TO_BANK.keys().isdisjoint(names)
     for option, value in BANK.items():
         given = getattr(args, option)

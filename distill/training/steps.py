@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.command import UserError
-from distill.encoder.packing import to_device
+from distill.encoder.packing import packed_batches, padded_batches, to_device, within
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs, pairs_per_language
 
 BANK = 1  # beside a step's number: its order is drawn from the epoch's
+FORWARD_COST = {"cpu": 256, "cuda": 2500}  # padding that a forward more is worth, in tokens
 SIDES = ("source", "target")  # of a pair, that a student can be trained on
 
 
@@ -86,9 +88,9 @@ def epoch_order(
     for start in range(0, group_count, block):
         group = groups[start : min(start + block, group_count)]
         sizes = begins[group + 1] - begins[group]
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        order[done : done + len(within)] = dealt[np.repeat(begins[group], sizes) + within]
-        done += len(within)
+        taken = np.repeat(begins[group], sizes) + within(sizes)
+        order[done : done + len(taken)] = dealt[taken]
+        done += len(taken)
     return order[:done]
 
 
@@ -184,10 +186,14 @@ class RankStep(NamedTuple):
 class RankSteps(Dataset):
     """A rank's part of every step, by the step's number, in pieces of at most `max_tokens` tokens with padding."""
 
-    def __init__(self, steps: Steps, labels: np.ndarray, student: SentenceEncoder, max_tokens: int, accelerator):
+    def __init__(
+        self, steps: Steps, labels: np.ndarray, student: SentenceEncoder, packed: bool, max_tokens: int, accelerator
+    ):
         self.steps, self.labels, self.student, self.max_tokens = steps, labels, student, max_tokens
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.on_gpu = accelerator.device.type == "cuda"
+        self.on_gpu, self.packed = accelerator.device.type == "cuda", packed
+        cost = FORWARD_COST["cuda" if self.on_gpu else "cpu"]
+        self.cut = packed_batches if packed else partial(padded_batches, batch_cost=cost)
 
     def __getitem__(self, number: int) -> RankStep:
         # Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does, which
@@ -197,7 +203,7 @@ class RankSteps(Dataset):
         lengths = pairs.lengths(step.sentences)
         order = np.argsort(-lengths, kind="stable")
         parts, weights = [], []
-        for dealt in self.student.cut(lengths[order[:: self.world]], self.max_tokens):
+        for dealt in self.cut(lengths[order[:: self.world]], self.max_tokens):
             places = dealt * self.world + self.rank
             part = order[places[places < len(order)]]
             weights.append(step.weights[part] if len(part) else np.zeros(1))
@@ -211,7 +217,7 @@ class RankSteps(Dataset):
             weights=torch.from_numpy(np.concatenate(weights)).float(),
             languages=torch.from_numpy(step.languages[taken]).long(),
             bank=torch.from_numpy(self.labels[self.steps.bank(number)]).float(),
-            inputs=[self.student.inputs([pairs[sentence] for sentence in step.sentences[part]]) for part in parts],
+            inputs=[self.student.batch(*pairs.token_ids(step.sentences[part]), self.packed) for part in parts],
             sizes=[len(part) for part in parts],
             tokens=int(lengths[taken].sum()),
         )

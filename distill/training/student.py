@@ -1,8 +1,14 @@
 """What training makes of a student: which of its weights it trains, its dropout, how it lies on several ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_linear_schedule_with_warmup
 
 from distill.command import UserError
@@ -11,8 +17,40 @@ from distill.encoder.packing import out_of_memory
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
 from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import on_first_rank
+from distill.training.labels import Labelling
 
 START_SAMPLE = 4000  # rows whose sentences a projection starts from
+
+
+def load_student(
+    path: str,
+    max_seq_length: int,
+    prompt: str | None,
+    prompt_name: str | None,
+    projection: bool,
+    label_pca: bool,
+    labelling: Labelling,
+    accelerator: Accelerator,
+) -> SentenceEncoder:
+    """The student for such labels; UserError when nothing is to bring its vectors to their width."""
+    student = SentenceEncoder.from_pretrained(path, max_seq_length, prompt, prompt_name)
+    say = accelerator.on_main_process(print)
+    if labelling.prompted or student.prompt:
+        say(", ".join([*labelling.reads, f"student reads {student.reads}"]))
+    if student.max_seq_length < max_seq_length:
+        say(f"--max_seq_length {max_seq_length}: the student reads {student.max_seq_length} tokens at most")
+    if projection:
+        linear = torch.nn.Linear(student.dimension, labelling.width)
+        student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
+    student.before_normalize = True
+    student.freeze_unused()
+    width, own = labelling.width, student.dimension
+    widths = f"{labelling.called} gives vectors of {width} dimensions and {path} of {own}"
+    if label_pca and width <= own:
+        raise UserError(f"{widths}: --label_pca is for a teacher wider than the student, leave it out")
+    if not label_pca and width != own:
+        raise UserError(f"{widths}: choose models of equal width, or add --projection, or --label_pca if it is wider")
+    return student
 
 
 def start_projection(student: SentenceEncoder, dataset, labels: np.ndarray, accelerator: Accelerator) -> None:
@@ -97,6 +135,18 @@ def shape_student(
     set_dropout(student, rate)
 
 
+def packs(student: SentenceEncoder, asked: str | None, dropout: float, accelerator: Accelerator) -> bool:
+    """Whether training packs sentences; UserError where it is `asked` to ("packed") and cannot."""
+    half, device = accelerator.mixed_precision != "no", accelerator.device
+    can = student.packs(half, dropout)
+    if asked == "packed" and not can:
+        raise UserError(
+            f"--attn_implementation packed: {type(student.transformer).__name__} on {device.type}, as it is trained "
+            "here, cannot: on a GPU it takes bf16 or fp16 and no --dropout. Leave it out"
+        )
+    return can and asked != "padded"
+
+
 def optimizer_and_schedule(
     student: SentenceEncoder, steps: int, learning_rate: float, warmup_ratio: float, epsilon: float, weight_decay: float
 ) -> tuple:
@@ -128,23 +178,39 @@ def update(optimizer) -> None:
         ) from error
 
 
-def gathered(whole: SentenceEncoder, student: SentenceEncoder) -> SentenceEncoder:
-    """The student whole: `whole`, to which the weights are copied that FSDP has spread over the ranks.
+@contextmanager
+def gathered(whole: SentenceEncoder, student: SentenceEncoder, device: torch.device) -> Iterator[SentenceEncoder]:
+    """The student whole, on the device of every rank, while it is evaluated and saved.
 
-    Without FSDP the two are one.
+    Where FSDP has spread it over the ranks it is `whole`, a copy that lies in the host's memory else: while it trains,
+    no rank has room for all. Without FSDP the two are one.
     """
-    if whole is not student:
-        with torch.no_grad():
-            for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
-                copy.copy_(part.full_tensor())
-    return whole
+    if whole is student:
+        yield student
+        return
+    whole.to(device)
+    with torch.no_grad():
+        for copy, part in zip(whole.parameters(), student.parameters(), strict=True):
+            copy.copy_(part.full_tensor())
+    try:
+        yield whole
+    finally:
+        whole.cpu()
 
 
-def settle_gradient_order(model, inputs: dict) -> None:
-    """Let DDP order the gradients for their exchange, by a backward whose result is thrown away.
+def exchange_in_bf16(state, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's mean of a bucket of gradients over the ranks, of half the bytes. Torch's own is for NCCL alone by name."""
+    return bf16_compress_hook(state, bucket)
 
-    It does so once, after its first backward. Sums over three ranks or more depend on that order in their last
-    digit, and a resumed run is to have the order of the run that it continues.
+
+def settle_exchange(model: DistributedDataParallel, inputs: dict, in_bf16: bool) -> None:
+    """Settle what the ranks exchange: no buffers, and gradients in an order that a resumed run has too.
+
+    DDP orders the gradients once, after its first backward: here one whose result is thrown away. Sums over three
+    ranks or more depend on that order in their last digit.
     """
+    model.broadcast_buffers = False  # they hold positions, which do not change
+    if in_bf16:
+        model.register_comm_hook(None, exchange_in_bf16)
     model.eval()  # dropout takes no random numbers
     model(**inputs).sum().backward()

@@ -1,7 +1,7 @@
 """Teachers: a model, loaded only where its labels are not on disk, or a table of vectors from elsewhere."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from distill.command import UserError
 from distill.encoder.model_folder import ends_in_normalize, find_folder, model_files, read_prompts
+from distill.encoder.packing import within
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import file_hash
 from distill.ranks import check_signal, on_first_rank
@@ -44,7 +45,9 @@ class ModelTeacher:
         what is put before a sentence."""
         folder = find_folder(self.called)
         prompts, default = read_prompts(folder, self.settings.get("prompt"), self.settings.get("prompt_name"))
-        return teacher_fingerprint(folder, self.settings), ends_in_normalize(folder), prompts.get(default) or ""
+        read = prompts.get(default) or ""  # the same text by whatever name
+        settings = self.settings | ({"prompt": read, "prompt_name": None} if read else {})
+        return teacher_fingerprint(folder, settings), ends_in_normalize(folder), read
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
@@ -60,8 +63,8 @@ class ModelTeacher:
         """Write the vectors of the dataset's sources to labels.bin of a cache folder, where it is not there."""
 
         def vectors(start: int, stop: int) -> dict[str, np.ndarray]:
-            encoder = self.encoder.on(self.accelerator.device)  # once: then it is there
-            return {"labels": encoder.encode(dataset[start:stop]["source"]).astype(dtype)}
+            encoder, sentences = self.encoder.on(self.accelerator.device), dataset[start:stop]["source"]
+            return {"labels": as_labels(self.called, encoder.encode(sentences), dtype, sentences.__getitem__)}
 
         fill(folder, len(dataset), vectors, self.accelerator, "teacher's labels", CHUNK)
 
@@ -112,7 +115,10 @@ class TableTeacher:
             # Written and not mapped: a full disk is an error, and the rows come in any order.
             with (growing / "labels.bin").open("w+b", buffering=0) as file:
                 for rows, vectors in matches(self.files, sources(dataset), len(dataset)):
-                    for row, vector in zip(rows.tolist(), vectors.astype(dtype), strict=True):
+                    labels = as_labels(
+                        self.called, vectors, dtype, lambda i, rows=rows: dataset[int(rows[i])]["source"]
+                    )
+                    for row, vector in zip(rows.tolist(), labels, strict=True):
                         content, place = vector.tobytes(), row * vector.nbytes
                         if seen[row]:
                             differing += os.pread(file.fileno(), vector.nbytes, place) != content
@@ -147,6 +153,19 @@ def find_teachers(
     return found + [TableTeacher(files, accelerator) for files in tables]
 
 
+def as_labels(called: str, vectors: np.ndarray, dtype: str, sentence: Callable[[int], str]) -> np.ndarray:
+    """Vectors (n, dimension) as numbers of the labels' type; UserError where one, of `sentence(i)`, is not finite."""
+    with np.errstate(over="ignore"):
+        labels = vectors.astype(dtype)
+    finite = np.isfinite(labels).all(1)
+    if not finite.all():
+        raise UserError(
+            f"{called}: the label of {sentence(int(finite.argmin()))!r} is not finite in {dtype}: take --teacher_dtype "
+            "bf16 or fp32, and --label_dtype fp32"
+        )
+    return labels
+
+
 def sources(*splits) -> Iterator[str]:
     """The source sentences of pairs splits."""
     for split in splits:
@@ -171,8 +190,7 @@ def matches(files: list[str], sentences: Iterable[str], count: int) -> Iterator[
         asked = digests(texts, len(texts))
         first, last = (np.searchsorted(known, asked, side) for side in ("left", "right"))
         times = last - first  # a sentence may stand in two rows
-        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        yield order[np.repeat(first, times) + within], np.repeat(vectors, times, axis=0)
+        yield order[np.repeat(first, times) + within(times)], np.repeat(vectors, times, axis=0)
 
 
 def with_vectors(
@@ -199,7 +217,9 @@ def with_vectors(
         missing = sum(int((~part).sum()) for part in parts.values())
         raise UserError(f"{lacking(called, missing, rows, examples)}, or drop their rows by --allow_missing_vectors")
     if empty := [name for name, part in parts.items() if not part.any()]:
-        raise UserError(f"{called} has no vector for any source sentence of the split {empty[0]}: give those of {name}")
+        raise UserError(
+            f"{called} has no vector for any source sentence of the split {empty[0]}: give those of its sentences"
+        )
     dropped = [f"{(~part).sum():,} of {len(part):,} rows of {name}" for name, part in parts.items()]
     accelerator.on_main_process(print)(f"dropped, since {called} has no vector for their source: {', '.join(dropped)}")
     kept = {name: np.flatnonzero(part) for name, part in parts.items()}

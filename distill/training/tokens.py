@@ -1,5 +1,6 @@
 """The sentences of a pairs split as token ids on disk, and which pairs they form."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from accelerate import Accelerator
 
+from distill.encoder.packing import within
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import tokenizer_text
 from distill.pairs.pairs_folder import sentence_counts
@@ -65,6 +67,11 @@ class TokenizedPairs:
         """Token ids (length,) of a sentence."""
         return self.ids[self.offsets[sentence] : self.offsets[sentence + 1]]
 
+    def token_ids(self, sentences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of sentences one after another, (tokens,), and how many are each one's."""
+        lengths = self.lengths(sentences)
+        return self.ids[np.repeat(self.offsets[sentences], lengths) + within(lengths)], lengths
+
     def lengths(self, sentences: np.ndarray) -> np.ndarray:
         """Tokens of each sentence."""
         return self.offsets[sentences + 1] - self.offsets[sentences]
@@ -85,6 +92,15 @@ class TokenizedPairs:
                 rows.append(self.row_of_pair[start + its[taken]])
                 seen[language] += len(its)
         return [np.concatenate(rows) for rows in found]
+
+    def counts(self, sides: Collection[str]) -> dict:
+        """What trains on these sides: `pairs` by language, and sentences that are read without a translation."""
+        have, _ = pairs_per_language(self, temperature=1)
+        by_language = dict(zip(self.languages, have.tolist(), strict=True))
+        alone = by_language.pop(UNTRANSLATED, 0)
+        if "target" not in sides:
+            return {"pairs": {}, "untranslated": len(self.first_pair) - 1}
+        return {"pairs": by_language, "untranslated": alone if "source" in sides else 0}
 
     def translated(self, pairs: np.ndarray) -> np.ndarray:
         """Those of the pairs that have a target."""

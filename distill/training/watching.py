@@ -29,7 +29,16 @@ from distill.training.steps import RankStep
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+OF_THE_MACHINE = ("pairs_per_second", "tokens_per_second", "peak_memory_gb")  # in a line, what each run has anew
 COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
+
+
+def chosen_by(metric: str | None, sts_dev: str | None) -> str:
+    """The dev score that chooses the best student; UserError when it needs files that are not given."""
+    best_metric = metric or ("spearman_cosine" if sts_dev else "mean_accuracy")
+    if best_metric == "spearman_cosine" and not sts_dev:
+        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
+    return best_metric
 
 
 def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
@@ -196,7 +205,7 @@ class Tally:
         rank, world, sums = accelerator.process_index, accelerator.num_processes, len(loss.factors) + 1
         parts = torch.tensor(unlogged, device=accelerator.device).reshape(len(unlogged), sums, len(self.names))
         self.before = parts[rank::world].sum(0)  # a rank's own; shared out where the number of ranks has changed
-        self.steps, self.line_pairs, self.since = [], 0, None
+        self.steps, self.line_pairs, self.line_tokens, self.since = [], 0, 0, None
         self.seconds, self.pairs, self.tokens, self.padded = 0.0, 0, 0, 0
 
     def start(self) -> None:
@@ -206,10 +215,9 @@ class Tally:
     def add(self, number: int, step: RankStep, errors: list[Tensor], norm: Tensor) -> None:
         """Count a step; `errors`: of each micro-batch the weighted ones, (terms, batch); `norm`: of the gradient."""
         norm = norm.to_local() if isinstance(norm, DTensor) else norm
-        if self.accelerator.scaler is not None:  # which leaves out a step with a gradient that is not finite
-            norm = torch.zeros_like(norm)
         self.steps.append((number, step.rows, step.languages, step.weights, torch.cat(errors, 1), norm))
         self.line_pairs += step.pairs
+        self.line_tokens += step.tokens
         self.pairs += step.pairs
         self.bar.update(step.pairs)
         self.tokens += step.tokens
@@ -218,15 +226,16 @@ class Tally:
     def sums(self) -> Tensor:
         """This rank's weighted errors by each term and its weights, by language (0: the sources).
 
-        (terms + 1, 1 + languages). Errors of a step whose gradient is no finite number are none either.
+        (terms + 1, 1 + languages). Errors of a step whose gradient is no finite number are none either, but where a
+        scaler leaves such steps out.
         """
         if not self.steps:
             return self.before
         _, _, languages, weights, errors, norms = zip(*self.steps, strict=True)
-        errors = [of_step + 0 * norm for of_step, norm in zip(errors, norms, strict=True)]
-        return self.before.index_add(
-            1, torch.cat(languages), torch.cat([torch.cat(errors, 1), torch.cat(weights)[None]])
-        )
+        if self.accelerator.scaler is None:
+            errors = [of_step + 0 * norm for of_step, norm in zip(errors, norms, strict=True)]
+        sums = torch.cat([torch.cat(errors, 1), torch.cat(weights)[None]])
+        return self.before.index_add(1, torch.cat(languages), sums)
 
     def unlogged(self) -> list:
         """The sums of every rank, for a checkpoint; UserError where they are no finite numbers."""
@@ -236,27 +245,34 @@ class Tally:
     def line(self) -> dict:
         """The loss, by term and by language, and the speed since the last line, over all ranks, for metrics.jsonl.
 
-        UserError where the loss or a gradient is no finite number.
+        Beside them the last step's norm of the gradient, before it is clipped; in fp16 the scale of the loss, and the
+        steps that were left out. UserError where the loss or a gradient is no finite number.
         """
         self.start()  # of a run that goes on with no step to take
         sums = self.accelerator.reduce(self.sums()).tolist()
         if not np.isfinite(sums).all():
             self.stop()
+        norms = [norm.item() for *_, norm in self.steps]
+        line = {"gradient_norm": norms[-1]} if norms else {}
+        if self.accelerator.scaler is not None:
+            line["loss_scale"] = self.accelerator.scaler.get_scale()
+            line["skipped_steps"] = len(norms) - int(np.isfinite(norms).sum())
         *by_term, weight = map(sum, sums)
         loss = self.loss.total(by_term) / weight
         of_languages = zip(self.names, zip(*sums, strict=True), strict=True)
         self.bar.set_postfix(loss=f"{loss:.2e}")
         seconds = time.perf_counter() - self.since
-        speed = self.line_pairs / seconds
+        tokens = self.accelerator.reduce(torch.tensor(self.line_tokens, device=self.before.device)).item()
+        speeds = self.line_pairs / seconds, tokens / seconds, self.peak_memory()
         self.before, self.steps = torch.zeros_like(self.before), []
-        self.seconds, self.line_pairs, self.since = self.seconds + seconds, 0, None
-        return {
+        self.seconds, self.line_pairs, self.line_tokens, self.since = self.seconds + seconds, 0, 0, None
+        return line | {
             "loss": loss,
             "loss_by_term": {name: error / weight for name, error in zip(self.loss.factors, by_term, strict=True)},
             "loss_by_language": {
                 name: self.loss.total(errors) / its for name, (*errors, its) in of_languages if its > 0
             },
-            "pairs_per_second": speed,
+            **dict(zip(OF_THE_MACHINE, speeds, strict=True)),
         }
 
     def stop(self) -> NoReturn:
@@ -266,7 +282,7 @@ class Tally:
         """
         bad, steps, path = [], [], self.output_dir / "not_finite.jsonl"
         for step, rows, languages, _, errors, norm in self.steps:
-            if not norm.isfinite():
+            if self.accelerator.scaler is None and not norm.isfinite():
                 steps.append(step)
             for i in (~errors.isfinite().all(0)).nonzero().flatten().tolist():
                 row, language = self.dataset[int(rows[i])], self.names[int(languages[i])]
@@ -287,15 +303,17 @@ class Tally:
             f"{path}; if it is most of a step, lower --learning_rate, or use bf16 in place of fp16"
         )
 
+    def peak_memory(self) -> float:
+        """Of this process, in GB: on the GPU where it has one."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
     def summary(self) -> str:
         """One sentence: speed, padding, peak memory of this process."""
-        if self.accelerator.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return (
             f"{self.pairs / self.seconds:.1f} pairs/s; on each process {self.tokens / self.seconds:.0f} tokens/s, "
-            f"{1 - self.tokens / self.padded:.1%} padding, {peak:.2f} GB at the peak"
+            f"{1 - self.tokens / self.padded:.1%} padding, {self.peak_memory():.2f} GB at the peak"
         )
 
 
