@@ -1,4 +1,4 @@
-"""Make a student: audit tokenizers on the corpora, trim a vocabulary to them, graft an encoder onto a new tokenizer.
+"""Make a student: audit tokenizers on the corpora, trim a vocabulary, graft an encoder onto a new one; turn vectors.
 
     python build_student.py audit --tokenizer_name_or_path bert-base-uncased xlm-roberta-base \\
         --pairs_dir pairs/ --output_dir audit/
@@ -6,8 +6,10 @@
     python build_student.py graft --encoder_model_name_or_path sentence-transformers/all-MiniLM-L6-v2 \\
         --pairs_dir pairs/ --vocab_size 24000 --output_dir student/
 
-`audit` ends with exit code 3 when a tokenizer does not read a language. `trim` and `graft` write sentence-transformers
-folders, whose README.md says how they were made.
+    python build_student.py turn --model_name_or_path run/student --pairs_dir pairs/ --output_dir turned/
+
+`audit` ends with exit code 3 when a tokenizer does not read a language. The others write sentence-transformers folders,
+whose README.md says how they were made.
 """
 
 import argparse
@@ -22,7 +24,14 @@ from distill.encoder.model_folder import loading
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.encoder.tokenizer import read_tokenizer
 from distill.folders import check_output, replaced_folder, write_json, writing
-from distill.pairs.pairs_folder import language_sentences, load_pairs, pairs_by_language, sentence_counts, sentences
+from distill.pairs.pairs_folder import (
+    evenly_spaced,
+    language_sentences,
+    load_pairs,
+    pairs_by_language,
+    sentence_counts,
+    sentences,
+)
 from distill.students.audit import audit, draw_audit, print_audit, worst_words
 from distill.students.graft import (
     MOST_ALIGNED,
@@ -34,7 +43,9 @@ from distill.students.graft import (
     new_tokenizer,
 )
 from distill.students.trim import trim, trim_table
+from distill.students.turn import turn
 
+MOST_TURNED = 20_000  # source sentences that `turn` looks at
 UNREAD = 3  # exit code of an audit that found a language which is not read
 
 
@@ -62,6 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--start", choices=["alignment", "pieces"], default="alignment", help="of new embeddings")
     command.add_argument("--num_layers", type=at_least(1), help="layers to keep, evenly spaced (if not given: all)")
     command.add_argument("--max_position_embeddings", type=at_least(1), help="longest input (if not given: as is)")
+    command.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
+    command = commands.add_parser("turn", help=turn_student.__doc__)
+    command.add_argument("--model_name_or_path", required=True, help="a trained student, folder or hub id")
+    command.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py, whose sources it is turned by")
     command.add_argument("--output_dir", required=True, help="folder to write, replaced when whole")
     # fmt: on
     return parser
@@ -173,7 +188,23 @@ def graft_student(args: argparse.Namespace) -> None:
     print(*notes, f"{args.output_dir}: {summary}", sep="\n")
 
 
-COMMANDS = {"audit": audit_tokenizers, "trim": trim_student, "graft": graft_student}
+def turn_student(args: argparse.Namespace) -> None:
+    """Turn a student's vectors so that their first dimensions say most; whole ones are as near as before."""
+    check_output(args.output_dir, args, "a turned student")
+    sources = load_pairs(args.pairs_dir)["train"]
+    taken = sources[evenly_spaced(len(sources), MOST_TURNED)]["source"]
+    encoder = SentenceEncoder.from_pretrained(args.model_name_or_path)
+    share = turn(encoder, taken)
+    firsts = [d for d in (32, 64, 128, 256, 512) if d < len(share)]
+    held = ", ".join(f"{share[:d].sum():.1%} in the first {d}" for d in firsts)
+    summary = f"Of the variance of {len(taken):,} sentences' vectors {held}."
+    with writing(args.output_dir), replaced_folder(args.output_dir, args, "a turned student") as folder:
+        encoder.save(folder)
+        write_readme(folder, f"{args.model_name_or_path}, turned", args, [summary])
+    print(f"{summary}\n{args.output_dir}: README.md")
+
+
+COMMANDS = {"audit": audit_tokenizers, "trim": trim_student, "graft": graft_student, "turn": turn_student}
 
 
 def main(args: argparse.Namespace) -> None:

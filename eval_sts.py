@@ -29,6 +29,7 @@ from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import check_processes
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
 from distill.scoring.bootstrap import Score, Scores, compare, interval, means, resampled_means
+from distill.scoring.cutting import BITS, bytes_of, cut, cuts_of
 from distill.scoring.export import (
     export_model,
     fp16_loss,
@@ -40,7 +41,7 @@ from distill.scoring.export import (
     training_of,
 )
 from distill.scoring.metrics import cosine, defined, similarities, sts_resamples, sts_scores, unit
-from distill.scoring.report import draw_scores, print_scores, size_notes, write_csv, write_report
+from distill.scoring.report import draw_cuts, draw_scores, print_scores, size_notes, write_csv, write_report
 from distill.scoring.sts import StsSet, read_sts
 from distill.vectors import VectorTable, is_vector_table
 
@@ -61,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--prompt", nargs="+", type=str, default=[], metavar="[NAME=]TEXT", help="before each sentence")
     what.add_argument("--prompt_name", nargs="+", default=[], metavar="[NAME=]PROMPT", help="one of the folder's")
+    what.add_argument("--truncate_dim", nargs="+", type=at_least(1), default=[], metavar="N", help="keep the first")
+    what.add_argument("--precision", nargs="+", choices=[*BITS][1:], default=[], help="fewer bits")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
     what.add_argument("--bootstrap_samples", type=at_least(1, 100_000), default=1000, help="for intervals and tests")
     what.add_argument("--seed", type=at_least(0), default=42, help="of the resamples")
@@ -250,6 +253,20 @@ def print_nearness(sentences: list[str], vectors: dict[str, dict[str, np.ndarray
     print("\n" + tabulate(rows, headers=[f'cosine to "{first}"', *vectors], floatfmt=".2f"))
 
 
+def score_cuts(entry: dict, vector: dict, whole: Scores, sets, bitexts, args, device) -> list[dict]:
+    """What is left of a model's means where less of its vectors is kept, and its share of the whole ones'."""
+    width, found = len(next(iter(vector.values()))), []
+    if args.truncate_dim and max(args.truncate_dim) >= width:
+        raise UserError(f"--truncate_dim {max(args.truncate_dim)}: {entry['name']} has {width} dimensions: give fewer")
+    for dimensions, precision in cuts_of(width, args.truncate_dim, args.precision):
+        _, scores = score(cut(vector, dimensions, precision), None, sets, bitexts, args, device)
+        values = {name: mean.value for name, mean in scores["summary"].items()}
+        kept = {name: value / whole["summary"][name].value for name, value in values.items()}
+        about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
+        found.append(about | {"summary": values, "kept": kept})
+    return found
+
+
 def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.Namespace) -> None:
     """scores.json, scores.csv, report.md and the heatmaps."""
     entries = [entry for entry in scores["models"] if "error" not in entry]
@@ -258,6 +275,8 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
     write_report(folder / "report.md", scores, sets, wrapped(args.command_line))
     if sets:
         draw_scores(folder, entries, sets)
+    if "cuts" in entries[-1]:
+        draw_cuts(folder / "cuts.png", entries[-1])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -328,6 +347,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("; ".join(failed))
     *others, last = compared
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
+    if args.truncate_dim or args.precision:
+        entry["cuts"] = score_cuts(entry, vector, compared[last], sets, bitexts, args, device)
 
     # Scores
     settings = vars(args) | {"device": device.type, "mixed_precision": accelerator.mixed_precision}
@@ -350,8 +371,11 @@ def main(args: argparse.Namespace) -> None:
         if args.export_dtype == "fp16":
             rounded = {name: w.half() if w.is_floating_point() else w for name, w in encoder.state_dict().items()}
             encoder.load_state_dict(rounded)
-            exported, scored = scored_on_all(last, vectors(encoder, f"{last} in fp16", sentences), encoder)
+            vector = vectors(encoder, f"{last} in fp16", sentences)
+            exported, scored = scored_on_all(last, vector, encoder)
             exported["compared_with"] = {"fp32": compare(scored, compared[last])}
+            if "cuts" in entry:
+                exported["cuts"] = score_cuts(exported, vector, scored, sets, bitexts, args, device)
         if accelerator.is_main_process:
             exported = defined(exported) | {"path": public(models[last])}
             about |= {"settings": public_settings(settings), "notes": notes[last]}

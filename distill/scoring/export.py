@@ -14,7 +14,7 @@ from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, read_json, write_json
 from distill.scoring.bitext import Bitext
-from distill.scoring.report import bitext_table, markdown, number, sts_tables, summary_table
+from distill.scoring.report import bitext_table, cuts_table, markdown, number, sts_tables, summary_table
 from distill.scoring.sts import StsSet
 from distill.text_files import expand_languages
 
@@ -218,6 +218,7 @@ def model_card(
     parts.append("## Scores")
     parts.append(markdown(summary_table([entry])))
     parts.append(f"Means x 100 with 95% bootstrap intervals{fp16_loss(entry)}.")
+    parts += ["Where less of a vector is kept:", markdown(cuts_table(entry))] if "cuts" in entry else []
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     if sets:
         titles = ", ".join(dict.fromkeys(set_title(one.spec) for one in sets))

@@ -166,6 +166,32 @@ def bitext_table(entries: list[dict]) -> Table:
     return Table(["", "n", *(BITEXT_COLUMNS[key] for key in columns)], rows)
 
 
+def cuts_table(entry: dict) -> Table:
+    """What is left of a model's means where less of its vectors is kept, x 100 and in per cent of the whole ones'."""
+    names, rows = [*entry["summary"]], []
+    for one in entry["cuts"]:
+        cells = [f"{number(one['summary'][name])} ({number(one['kept'][name])}%)" for name in names]
+        rows.append([f"{one['dimensions']} in {one['precision']}", str(one["bytes"]), *cells])
+    return Table([f"{entry['name']} cut to", "bytes", *names], rows)
+
+
+def draw_cuts(path: Path, entry: dict) -> None:
+    """The means x 100 over the bytes of a vector: a panel for each mean, a line for each precision."""
+    names = [*entry["summary"]]
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), squeeze=False, layout="constrained")
+    for panel, name in zip(axes.flat, names, strict=True):
+        for precision in dict.fromkeys(one["precision"] for one in entry["cuts"]):
+            cuts = sorted((one for one in entry["cuts"] if one["precision"] == precision), key=lambda one: one["bytes"])
+            values = [percent(one["summary"][name]) for one in cuts]
+            panel.plot([one["bytes"] for one in cuts], values, marker="o", label=precision)
+        panel.set(title=name, xlabel="bytes of a vector", ylabel="score x 100")
+        panel.set_xscale("log", base=2)
+        panel.grid(alpha=0.3)
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def detail_table(entry: dict) -> Table:
     """Every STS set of a model: Spearman and Pearson of cosine with 95% intervals."""
     rows = []
@@ -215,6 +241,8 @@ def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> N
     tables.append(summary_table(entries))
     if len(entries) > 1:
         tables.append(gain_table(last))
+    if "cuts" in last:
+        tables.append(cuts_table(last))
     print("".join(f"\n{terminal(table)}\n" for table in tables), end="")
     print("\n".join([*LEGEND[: len(entries)], *notes]))
 
@@ -249,6 +277,8 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
     blocks = ["\n".join(lines), "## Means", markdown(summary_table(entries))]
     if len(entries) > 1:
         blocks += [f"## What {last['name']} gained", markdown(gain_table(last))]
+    if "cuts" in last:
+        blocks += [f"## What is left of {last['name']}", markdown(cuts_table(last))]
     blocks.append("\n".join(f"    {line}" for line in [*LEGEND, *scores["notes"]]))
     if sets:
         blocks += [
