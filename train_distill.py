@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, positive, run, share
+from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, part, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import TRAINED, check_output, claimed, write_json, writing
+from distill.folders import TRAINED, check_output, claimed
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import (
     agree,
@@ -47,22 +47,27 @@ from distill.students.audit import check_tokenizer
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import (
     LOCK,
-    RUN,
     Progress,
     find_checkpoint,
     resume,
     save_checkpoint,
     save_student,
+    write_args,
 )
 from distill.training.labels import Labelling
 from distill.training.losses import TO_BANK, TO_LABELS, Loss, settle_loss, term
-from distill.training.steps import SIDES, RankStep, RankSteps, Steps
+from distill.training.steps import SIDES, RankStep, RankSteps, Steps, few_pairs
 from distill.training.student import (
+    SCHEDULES,
+    LearningRates,
+    check_rate,
     gathered,
     load_student,
     optimizer_and_schedule,
     packs,
+    rate_factor,
     settle_exchange,
+    settle_rates,
     shape_student,
     start_projection,
     update,
@@ -84,10 +89,10 @@ TRACKERS = ["tensorboard", "trackio", "wandb"]
 DECIDING = (
     *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed", "train_on"),
     *("loss", "bank_size", "loss_temperature"),
-    *("learning_rate", "warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
+    *("learning_rate", "embedding_learning_rate", "projection_learning_rate", "lr_scheduler_type", "decay_ratio"),
+    *("warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32", "bf16_exchange"),
 )
-FEW_PAIRS = 64  # for a GPU: its step is mostly calls
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
 LOSS = f"{', '.join(TO_LABELS | TO_BANK)} (mse)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,6 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")
     training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
     training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
+    training.add_argument("--embedding_learning_rate", type=positive, metavar="R", help="of token embeddings alone")
+    training.add_argument("--projection_learning_rate", type=positive, metavar="R", help="of --projection alone")
+    training.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="linear", help="after the warm-up")
+    training.add_argument("--decay_ratio", type=part, help="share of steps with falling learning rate, of wsd (0.2)")
     training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")
     training.add_argument("--adam_epsilon", type=positive, default=1e-8, help="epsilon of AdamW")
     training.add_argument("--weight_decay", type=not_negative, default=0.01, help="not on biases and norms")
@@ -220,30 +229,24 @@ def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Acc
     say = accelerator.on_main_process(print)
     given = (args.batch_size, args.translations_per_source, args.language_temperature, args.seed, args.train_on)
     steps = together(lambda: Steps(pairs, *given, args.bank_size or 0), accelerator)
-    if accelerator.device.type == "cuda" and args.batch_size < FEW_PAIRS * accelerator.num_processes:
-        each = f"{args.batch_size / accelerator.num_processes:.0f} pairs on each of {accelerator.num_processes} GPUs"
-        say(f"--batch_size {args.batch_size} is {each}, too few to keep one busy: raise it, see docs/clusters.md")
+    if few := few_pairs(args.batch_size, accelerator):
+        say(few)
     if steps.left_out:
         say(f"--train_on target: {steps.left_out} rows without translations are left out")
     return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
 
 
 def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
-    """What a run must go on with, as options and for `load_checkpoint`."""
+    """What a run must go on with, as options and for `load_checkpoint`. Some schedules can be extended."""
+    fixed = total_steps if args.lr_scheduler_type in ("linear", "cosine") else None
     return {f"--{name}": getattr(args, name) for name in DECIDING} | {
         "--loss": " ".join(f"{name}:{weight:g}" for name, weight in args.loss.items()),
         "--train_on": " ".join(args.train_on),
         "--mixed_precision": precision,
-        "--max_train_steps or --num_train_epochs for a number of steps of": total_steps,
+        "--max_train_steps or --num_train_epochs for a number of steps of": fixed,
         "--student_prompt": repr(student.prompt),
         "from a student of other settings": fingerprint(student.settings),
     }
-
-
-def write_args(output_dir: Path, args: argparse.Namespace) -> None:
-    with writing(output_dir):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "args.json", vars(args) | {"kind": RUN})
 
 
 # ---------------------------------------------------------------- the run
@@ -252,6 +255,7 @@ def write_args(output_dir: Path, args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> None:
     args.train_on = sorted(set(args.train_on))  # the same choice, in whatever order it was written
     settle_loss(args)
+    settle_rates(args)
     accelerator = start(args)
     with ExitStack() as ends:  # what ends with the run
         # Of two runs in one folder the second is refused
@@ -296,8 +300,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # Optimizer and schedule
     steps, total_steps = find_steps(args, pairs, accelerator)
-    rates = args.learning_rate, args.warmup_ratio, args.adam_epsilon, args.weight_decay
-    optimizer, schedule = optimizer_and_schedule(student, total_steps, *rates)
+    rates = LearningRates(args.learning_rate, args.embedding_learning_rate, args.projection_learning_rate)
+    factor = rate_factor(args.lr_scheduler_type, total_steps, args.warmup_ratio, args.decay_ratio)
+    optimizer, schedule = optimizer_and_schedule(student, rates, factor, args.adam_epsilon, args.weight_decay)
     # FSDP spreads the student over the ranks, where only training can use it.
     whole = deepcopy(student).cpu() if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
@@ -311,6 +316,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     }
     accelerator.register_for_checkpointing(schedule, progress)
     saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
+    together(partial(check_rate, schedule, factor, progress.step), accelerator)
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
@@ -336,7 +342,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     while True:
         # What is due: before the first step, and after every one
         if due(progress.logged, args.logging_steps, args.eval_steps, args.checkpointing_steps):
-            rate = args.learning_rate * schedule.lr_lambdas[0](progress.step - 1)  # which this step took
+            rate = args.learning_rate * factor(progress.step - 1)  # which this step took
             metrics.write(progress.step, {"learning_rate": rate} | tally.line())
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):

@@ -27,6 +27,7 @@ def softmax(*logits: float) -> list[float]:
 
 def test_errors_to_the_label_by_hand():
     assert TO_LABELS["mse"](VECTOR, LABEL).tolist() == [(4 + 1) / 2]
+    assert TO_LABELS["l2"](VECTOR, LABEL).tolist() == pytest.approx([math.sqrt(5)])
     assert TO_LABELS["cosine"](VECTOR, LABEL).tolist() == pytest.approx([1 - R])
 
 
@@ -37,6 +38,7 @@ def test_errors_to_the_bank_by_hand():
     p, q = softmax(2, 2, 0, -2), softmax(2 * R, 2 * R, 2 * R, -2 * R)
     assert of["distribution"] == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
     assert of["similarity"] == pytest.approx(4 * ((1 - R) ** 2 + R**2 + (1 - R) ** 2) / 3)
+    assert of["spread"] == pytest.approx((R / 3) ** 2), "the mean square is that of random directions, 1/2"
 
 
 def test_what_is_alike_is_measured_by_the_teacher():
@@ -64,7 +66,7 @@ def test_the_order_of_the_terms_is_one():
     assert (args.bank_size, args.loss_temperature) == (1024, 0.1)
 
 
-@pytest.mark.parametrize("name", [*TO_LABELS, "distribution", "similarity"])
+@pytest.mark.parametrize("name", ["mse", "cosine", "distribution", "similarity"])
 def test_a_student_that_gives_the_label_makes_no_error(name):
     labels, bank = (torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 40))
     vectors = labels.clone().requires_grad_()
@@ -81,13 +83,15 @@ def test_a_sum_of_terms_in_units_of_the_labels_variance():
     errors = both.errors(VECTOR, LABEL, torch.zeros(0, 2))
     assert errors.shape == (2, 1)
     assert both.total(errors).tolist() == pytest.approx([0.5 * 2.5 / 5 + 2 * (1 - R)])
+    distance = Loss({"l2": 1.0, "cosine": 1.0}, None, labels).factors
+    assert distance["l2"] == pytest.approx(1 / math.sqrt(10)), "the root of the mean squared distance to the mean"
     alone = Loss({"mse": 1.0}, None, labels)
     assert alone.total(alone.errors(VECTOR, LABEL, torch.zeros(0, 2))).tolist() == [2.5], "the article's"
 
 
 # ---------------------------------------------------------------- in a run
 
-ALL = "--loss mse cosine contrastive:0.3 distribution:0.3 similarity:0.01 --bank_size 50"
+ALL = "--loss mse l2 spread cosine contrastive:0.3 distribution:0.3 similarity:0.01 --bank_size 50"
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +117,24 @@ def test_forwards_and_processes_change_nothing(given, tmp_path):
         for parameter, found in weights[name].items():
             testing.assert_close(found, weights["whole"][parameter], atol=2e-4, rtol=1e-3)
     by_term = lines["whole"][0]["loss_by_term"]
-    assert list(by_term) == ["mse", "cosine", "contrastive", "distribution", "similarity"]
+    assert list(by_term) == ["mse", "l2", "cosine", "contrastive", "distribution", "similarity", "spread"]
     assert lines["whole"][-1]["loss"] < lines["whole"][0]["loss"]
 
 
 @pytest.mark.parametrize(
     "options, error",
     [
-        ("--loss l1", "argument --loss: l1 is none of mse, cosine, contrastive, distribution, similarity"),
+        ("--loss l1", "argument --loss: l1 is none of mse, l2, cosine, contrastive, distribution, similarity, spread"),
+        ("--loss spread", "error: --loss spread asks nothing of the labels: add another term"),
         ("--loss mse:0", "argument --loss: 0 is no number from 1e-06 to 1e+06"),
         ("--loss mse:x", "argument --loss: 'x', the weight of mse, is no number"),
         ("--loss distribution --loss_temperature 1e-30", "argument --loss_temperature: 1e-30 is no number from 0.001"),
         ("--loss mse cosine mse:2", "error: --loss mse cosine mse: name each term once"),
         (
             "--bank_size 10",
-            "error: --bank_size is for contrastive, distribution, similarity: add one of them to --loss",
+            "error: --bank_size is for contrastive, distribution, similarity, spread: add one of them to --loss",
         ),
-        ("--loss_temperature 1", "error: --loss_temperature is for contrastive, distribution, similarity: add one"),
+        ("--loss_temperature 1", "error: --loss_temperature is for contrastive, distribution, similarity, spread: add"),
     ],
 )
 def test_a_loss_that_cannot_be(given, tmp_path, capsys, options, error):

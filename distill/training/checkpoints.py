@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import TRAINED, exchange, file_hash, read_json, replaced_folder, settle, write_json
+from distill.folders import TRAINED, exchange, file_hash, read_json, replaced_folder, settle, write_json, writing
 from distill.ranks import on_first_rank, together
 
 MANIFEST = "manifest.json"
@@ -107,6 +107,13 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
+
+
+def write_args(output_dir: Path, args: Namespace) -> None:
+    """Say in a run's folder what it is of."""
+    with writing(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "args.json", vars(args) | {"kind": RUN})
 
 
 def saved_student(folder: Path) -> tuple[int, float]:

@@ -25,6 +25,11 @@ def mse(vectors: Tensor, labels: Tensor) -> Tensor:
     return (vectors - labels).square().mean(1)
 
 
+def l2(vectors: Tensor, labels: Tensor) -> Tensor:
+    """Distance, not squared, as in LEAF, arXiv 2509.12539: far vectors count no more than near ones."""
+    return torch.linalg.vector_norm(vectors - labels, dim=1)
+
+
 def cosine(vectors: Tensor, labels: Tensor) -> Tensor:
     """1 - cos(vector, label), as in jina-embeddings-v5, arXiv 2602.15547."""
     return 1 - cosine_similarity(vectors, labels)
@@ -64,28 +69,40 @@ def similarity(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float
     return ((cosines(vectors, bank) - cosines(labels, bank)) / temperature).square().mean(1)
 
 
+def spread(vectors: Tensor, labels: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """How much less a vector's cosines to the bank are spread than those of random directions: m1^2 + max(0, m2 - 1/d).
+
+    m1 is their mean, m2 that of their squares, d the dimension: global orthogonal regularisation, Zhang et al. 2017,
+    arXiv 1708.06320. It asks nothing of the labels: beside other terms only.
+    """
+    similar = cosines(vectors, bank)
+    return similar.mean(1).square() + (similar.square().mean(1) - 1 / bank.shape[1]).relu()
+
+
 def cosines(vectors: Tensor, bank: Tensor) -> Tensor:
     """Cosine (batch, size) of vectors (batch, dimension) with each label of a bank (size, dimension)."""
     return normalize(vectors) @ normalize(bank).T
 
 
 # Errors (batch,) of vectors (batch, dimension) by labels (batch, dimension).
-TO_LABELS = {"mse": mse, "cosine": cosine}
+TO_LABELS = {"mse": mse, "l2": l2, "cosine": cosine}
 # The same, by labels and a bank (size, dimension), and a temperature.
-TO_BANK = {"contrastive": contrastive, "distribution": distribution, "similarity": similarity}
+TO_BANK = {"contrastive": contrastive, "distribution": distribution, "similarity": similarity, "spread": spread}
 
 
 class Loss:
     """A weighted sum of terms, `weights` by name; `labels`, (rows, dimension), those that a run trains on.
 
-    Beside other terms `mse` is in units of the labels' variance, so that a weight means the same with every teacher:
-    a student that gives their mean for all has an error of 1. Alone it is the article's. UserError where the labels
-    are all the same.
+    Beside other terms `mse` is in units of the labels' variance, `l2` of its root over all dimensions, so that a weight
+    means the same with every teacher: a student that gives their mean for all has an error of 1. Alone `mse` is the
+    article's. UserError where the labels are all the same.
     """
 
     def __init__(self, weights: dict[str, float], temperature: float | None, labels: np.ndarray):
         self.temperature = temperature
-        units = {"mse": variance(labels)} if len(weights) > 1 else {}
+        units = {}
+        if len(weights) > 1 and weights.keys() & {"mse", "l2"}:
+            units = {"mse": variance(labels), "l2": (variance(labels) * labels.shape[1]) ** 0.5}
         self.factors = {name: weight / units.get(name, 1.0) for name, weight in weights.items()}
 
     def errors(self, vectors: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
@@ -133,6 +150,8 @@ def settle_loss(args: argparse.Namespace) -> None:
     """
     given = args.loss or [("mse", 1.0)]
     names = [name for name, _ in given]
+    if names == ["spread"]:
+        raise UserError("--loss spread asks nothing of the labels: add another term")
     if len(set(names)) < len(names):
         raise UserError(f"--loss {' '.join(names)}: name each term once")
     args.loss = {name: dict(given)[name] for name in TO_LABELS | TO_BANK if name in names}

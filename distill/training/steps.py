@@ -24,6 +24,7 @@ from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs, pairs_per_language
 
+FEW_PAIRS = 64  # for a GPU: its step is mostly calls
 BANK = 1  # beside a step's number: its order is drawn from the epoch's
 FORWARD_COST = {"cpu": 256, "cuda": 2500}  # padding that a forward more is worth, in tokens
 SIDES = ("source", "target")  # of a pair, that a student can be trained on
@@ -157,6 +158,15 @@ class Steps:
         """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
         epochs, steps = divmod(step, self.per_epoch)
         return epochs * self.pairs_per_epoch + steps * self.batch_size
+
+
+def few_pairs(batch_size: int, accelerator) -> str:
+    """What to say of a step that leaves each of some GPUs too little to do; nothing on CPUs."""
+    processes = accelerator.num_processes
+    if accelerator.device.type != "cuda" or batch_size >= FEW_PAIRS * processes:
+        return ""
+    each = f"{batch_size / processes:.0f} pairs on each of {processes} GPUs"
+    return f"--batch_size {batch_size} is {each}, too few to keep one busy: raise it, see docs/clusters.md"
 
 
 class RankStep(NamedTuple):

@@ -1,7 +1,10 @@
 """What training makes of a student: which of its weights it trains, its dropout, how it lies on several ranks."""
 
-from collections.abc import Iterator
+import argparse
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +12,7 @@ from accelerate import Accelerator
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from distill.command import UserError
 from distill.encoder.model_folder import layer_list
@@ -19,6 +22,16 @@ from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import on_first_rank
 from distill.training.labels import Labelling
 
+
+class LearningRates(NamedTuple):
+    """The peak of each part's learning rate; of token embeddings and of the last layer where they have their own."""
+
+    others: float
+    embeddings: float | None = None
+    projection: float | None = None
+
+
+SCHEDULES = ["linear", "cosine", "constant", "wsd"]
 START_SAMPLE = 4000  # rows whose sentences a projection starts from
 
 
@@ -147,21 +160,72 @@ def packs(student: SentenceEncoder, asked: str | None, dropout: float, accelerat
     return can and asked != "padded"
 
 
+def settle_rates(args: argparse.Namespace) -> None:
+    """Bring --decay_ratio to what it is where it is not given; UserError for learning rates that nothing takes."""
+    if args.decay_ratio and args.lr_scheduler_type != "wsd":
+        raise UserError("--decay_ratio is for --lr_scheduler_type wsd: give both, or leave it out")
+    if args.lr_scheduler_type == "wsd":
+        args.decay_ratio = args.decay_ratio or 0.2
+    if args.embedding_learning_rate and args.freeze_embeddings:
+        raise UserError("--embedding_learning_rate: --freeze_embeddings leaves them as they are, leave one out")
+    if args.projection_learning_rate and not args.projection:
+        raise UserError("--projection_learning_rate does nothing without --projection: give both, or leave it out")
+
+
+def rate_factor(kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None) -> Callable[[int], float]:
+    """The learning rate of a step as a share of its peak: up in a straight line, then as the schedule is called.
+
+    `wsd`, warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): at its peak until the last `decay_ratio` of the
+    steps, in which it falls to 0 in a straight line.
+    """
+    warmup, falling = round(warmup_ratio * steps), max(1, round((decay_ratio or 0) * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        left = max(0.0, (steps - step) / max(1, steps - warmup))
+        shapes = {
+            "linear": left,
+            "cosine": (1 - math.cos(math.pi * left)) / 2,
+            "constant": 1.0,
+            "wsd": min(1.0, max(0.0, (steps - step) / falling)),
+        }
+        return shapes[kind]
+
+    return factor
+
+
 def optimizer_and_schedule(
-    student: SentenceEncoder, steps: int, learning_rate: float, warmup_ratio: float, epsilon: float, weight_decay: float
+    student: SentenceEncoder, rates: LearningRates, factor: Callable[[int], float], epsilon: float, weight_decay: float
 ) -> tuple:
-    """AdamW, and a learning rate that rises to its peak and then falls to 0, in straight lines."""
-    groups = parameter_groups(student, weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, fused=True)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, round(warmup_ratio * steps), steps)
+    """AdamW, and what multiplies its learning rates by `factor(step)`."""
+    groups = parameter_groups(student, rates, weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=rates.others, eps=epsilon, fused=True)
+    return optimizer, LambdaLR(optimizer, factor)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases and norms, which have one dimension, do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def check_rate(schedule: LambdaLR, factor: Callable[[int], float], step: int) -> None:
+    """UserError where a run that goes on with more steps, or fewer, would not go on with its learning rate."""
+    [was, *_], will = schedule.get_last_lr(), schedule.base_lrs[0] * factor(step)
+    if not math.isclose(was, will, rel_tol=1e-6, abs_tol=1e-12):
+        raise UserError(
+            f"at step {step} the learning rate was {was:.2e}, with this number of steps it would be {will:.2e}: go on "
+            "from a checkpoint before it fell, or with the steps that the run began with"
+        )
+
+
+def parameter_groups(student: SentenceEncoder, rates: LearningRates, weight_decay: float) -> list[dict]:
+    """What is trained, by learning rate. Matrices decay; biases and norms, which have one dimension, do not."""
+    own = {id(parameter): rates.embeddings for parameter in student.transformer.get_input_embeddings().parameters()}
+    if len(student.dense):
+        own |= {id(parameter): rates.projection for parameter in student.dense[-1].parameters()}
+    groups = {}
+    for parameter in (parameter for parameter in student.parameters() if parameter.requires_grad):
+        rate = own.get(id(parameter)) or rates.others
+        groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": of_group, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), of_group in groups.items()
     ]
 
 
