@@ -228,10 +228,10 @@ def embed(
 
 
 def score(
-    vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device
+    vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device, samples: int
 ) -> tuple[dict, Scores]:
-    """A model's scores as scores.json has them, and what models are compared by."""
-    samples, seed = args.bootstrap_samples, args.seed
+    """A model's scores as scores.json has them, and what models are compared by, in so many bootstrap samples."""
+    seed = args.seed
     sts_entry, sts = score_sts(sets, vector, samples, seed)
     bitext_entry, bitext = {}, {}
     if bitexts:
@@ -240,6 +240,20 @@ def score(
     summary_entry = {kind: {"value": mean.value, "ci": interval(mean.resamples)} for kind, mean in summary.items()}
     entry = {"sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
     return entry, {"sts": sts, "bitext": bitext, "summary": summary}
+
+
+def score_cuts(entry: dict, vector: dict, whole: Scores, sets, bitexts, args, device) -> list[dict]:
+    """What is left of a model's means where less of its vectors is kept, and its share of the whole ones'."""
+    width, found = len(next(iter(vector.values()))), []
+    if args.truncate_dim and max(args.truncate_dim) >= width:
+        raise UserError(f"--truncate_dim {max(args.truncate_dim)}: {entry['name']} has {width} dimensions: give fewer")
+    for dimensions, precision in cuts_of(width, args.truncate_dim, args.precision):
+        _, scores = score(cut(vector, dimensions, precision), None, sets, bitexts, args, device, samples=1)
+        values = {name: mean.value for name, mean in scores["summary"].items()}
+        kept = {name: value / whole["summary"][name].value for name, value in values.items()}
+        about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
+        found.append(about | {"summary": values, "kept": kept})
+    return found
 
 
 # ---------------------------------------------------------------- output
@@ -251,20 +265,6 @@ def print_nearness(sentences: list[str], vectors: dict[str, dict[str, np.ndarray
     near = [[cosine(vector[first][None], vector[other][None])[0] for vector in vectors.values()] for other in others]
     rows = [[other, *values] for other, values in zip(others, near, strict=True)]
     print("\n" + tabulate(rows, headers=[f'cosine to "{first}"', *vectors], floatfmt=".2f"))
-
-
-def score_cuts(entry: dict, vector: dict, whole: Scores, sets, bitexts, args, device) -> list[dict]:
-    """What is left of a model's means where less of its vectors is kept, and its share of the whole ones'."""
-    width, found = len(next(iter(vector.values()))), []
-    if args.truncate_dim and max(args.truncate_dim) >= width:
-        raise UserError(f"--truncate_dim {max(args.truncate_dim)}: {entry['name']} has {width} dimensions: give fewer")
-    for dimensions, precision in cuts_of(width, args.truncate_dim, args.precision):
-        _, scores = score(cut(vector, dimensions, precision), None, sets, bitexts, args, device)
-        values = {name: mean.value for name, mean in scores["summary"].items()}
-        kept = {name: value / whole["summary"][name].value for name, value in values.items()}
-        about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
-        found.append(about | {"summary": values, "kept": kept})
-    return found
 
 
 def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.Namespace) -> None:
@@ -312,7 +312,7 @@ def main(args: argparse.Namespace) -> None:
         return embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
 
     def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder) -> tuple[dict, Scores]:
-        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, device)
+        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, device, args.bootstrap_samples)
         return {"name": name, "path": models[name], "prompt": encoder.prompt} | entry, found
 
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels

@@ -48,6 +48,7 @@ from distill.training.cache import fingerprint
 from distill.training.checkpoints import (
     LOCK,
     Progress,
+    chosen_by,
     find_checkpoint,
     resume,
     save_checkpoint,
@@ -55,7 +56,7 @@ from distill.training.checkpoints import (
     write_args,
 )
 from distill.training.labels import Labelling
-from distill.training.losses import TO_BANK, TO_LABELS, Loss, settle_loss, term
+from distill.training.losses import TERMS, Loss, settle_loss, term
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps, few_pairs
 from distill.training.student import (
     SCHEDULES,
@@ -73,28 +74,20 @@ from distill.training.student import (
     update,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import (
-    Metrics,
-    Tally,
-    chooser_fingerprint,
-    chosen_by,
-    evaluate,
-    evaluation_report,
-    progress_bar,
-)
+from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
 
 BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
 TRACKERS = ["tensorboard", "trackio", "wandb"]
 # Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
 DECIDING = (
-    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed", "train_on"),
-    *("loss", "bank_size", "loss_temperature"),
+    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
+    *("bank_size", "loss_temperature"),
     *("learning_rate", "embedding_learning_rate", "projection_learning_rate", "lr_scheduler_type", "decay_ratio"),
     *("warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
     *("label_pca", "projection", "label_dtype", "freeze_embeddings", "freeze_layers", "allow_tf32", "bf16_exchange"),
 )
 LABEL_DTYPES = {"fp32": "float32", "fp16": "float16"}
-LOSS = f"{', '.join(TO_LABELS | TO_BANK)} (mse)"
+LOSS = f"{', '.join(TERMS)} (mse)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -224,6 +217,17 @@ def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accel
     return Labelling(*given, LABEL_DTYPES[args.label_dtype], splits, cache_dir, accelerator, of_models)
 
 
+def find_student(args: argparse.Namespace, labelling: Labelling, accelerator: Accelerator) -> SentenceEncoder:
+    """The student for such labels, as training is told to shape it."""
+    set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
+    reads = args.student_model_name_or_path, args.max_seq_length, args.student_prompt, args.student_prompt_name
+    student = load_student(*reads, args.projection, args.label_pca, labelling, accelerator)
+    shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
+    shape_student(student, *shape)
+    set_seed(args.seed, device_specific=True)
+    return student
+
+
 def find_steps(args: argparse.Namespace, pairs: TokenizedPairs, accelerator: Accelerator) -> tuple[Steps, int]:
     """What each step is made of, and how many the run takes."""
     say = accelerator.on_main_process(print)
@@ -280,13 +284,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
     labelling = find_teachers(args, splits, cache_dir, accelerator)
     splits, contents = labelling.splits, labelling.contents  # rows without a vector may be dropped
-    set_seed(args.seed)  # the same on all ranks, for weights that the student gets anew
-    reads = args.student_model_name_or_path, args.max_seq_length, args.student_prompt, args.student_prompt_name
-    widths = args.projection, args.label_pca
-    student = together(partial(load_student, *reads, *widths, labelling, accelerator), accelerator)
-    shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
-    together(partial(shape_student, student, *shape), accelerator)
-    set_seed(args.seed, device_specific=True)
+    student = together(partial(find_student, args, labelling, accelerator), accelerator)
 
     # Token ids once, labels once
     pairs = TokenizedPairs(splits["train"], contents["train"], student, cache_dir, accelerator)
@@ -316,7 +314,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     }
     accelerator.register_for_checkpointing(schedule, progress)
     saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
-    together(partial(check_rate, schedule, factor, progress.step), accelerator)
+    together(partial(check_rate, schedule, progress.step), accelerator)
     on_first_rank(partial(write_args, output_dir, args), accelerator)
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
@@ -342,7 +340,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     while True:
         # What is due: before the first step, and after every one
         if due(progress.logged, args.logging_steps, args.eval_steps, args.checkpointing_steps):
-            rate = args.learning_rate * factor(progress.step - 1)  # which this step took
+            rate = args.learning_rate * schedule.lr_lambdas[0](progress.step - 1)  # which this step took
             metrics.write(progress.step, {"learning_rate": rate} | tally.line())
             progress.logged = progress.step
         if due(progress.evaluated, args.eval_steps):

@@ -11,6 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+FORWARD_COST = {"cpu": 256, "cuda": 2500}  # padding that a forward more is worth, in tokens
+
 
 def within(lengths: np.ndarray) -> np.ndarray:
     """Of sequences one after another, the position of each item in its own, from 0 on: (sum of lengths,)."""
@@ -28,7 +30,7 @@ def packed_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     return np.split(order, stops[1:-1])
 
 
-def padded_batches(lengths: np.ndarray, max_tokens: int, batch_cost: int = 256) -> list[np.ndarray]:
+def padded_batches(lengths: np.ndarray, max_tokens: int, batch_cost: int = FORWARD_COST["cpu"]) -> list[np.ndarray]:
     """Cut sequences, longest first, into batches of at most `max_tokens` padded tokens (or one sequence).
 
     Of all cuts of the sorted sequences the one with the least sum of padded tokens, where each batch costs

@@ -24,6 +24,7 @@ from distill.encoder.model_folder import (
     write_pooling,
 )
 from distill.encoder.packing import (
+    FORWARD_COST,
     PACKABLE,
     ending_out_of_memory,
     pack,
@@ -237,6 +238,12 @@ class SentenceEncoder(nn.Module):
         """Token ids of each sentence as the encoder reads it: behind its prompt, cut at its limit."""
         return tokenize(self.tokenizer, [self.prompt + sentence for sentence in sentences], self.max_seq_length)
 
+    def cut(self, lengths: np.ndarray, max_tokens: int, packed: bool) -> list[np.ndarray]:
+        """Which sequences to take together, of at most `max_tokens` tokens with padding (or one), longest first."""
+        if packed:
+            return packed_batches(lengths, max_tokens)
+        return padded_batches(lengths, max_tokens, FORWARD_COST[next(self.parameters()).device.type])
+
     def inputs(self, sequences: list) -> dict:
         """What `forward` takes for some token id sequences, padded."""
         return self.batch(np.concatenate(sequences), np.array([len(sequence) for sequence in sequences]), packed=False)
@@ -278,8 +285,7 @@ class SentenceEncoder(nn.Module):
             raise UserError(f"{sentences[lengths.argmin()]!r} has no token: remove this sentence")
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         packed = self.packs(half=self.transformer.dtype != torch.float32)
-        cut = packed_batches if packed else padded_batches
-        batches = cut(lengths, max_tokens)
+        batches = self.cut(lengths, max_tokens, packed)
         while batches:
             check_signal()
             batch, rest = batches[0], None
@@ -293,7 +299,7 @@ class SentenceEncoder(nn.Module):
                     tokens = f"{lengths[batch[0]]} tokens"
                     raise UserError(f"{device} has too little memory for one sentence of {tokens}: free some of it")
                 left, max_tokens = np.concatenate(batches), max_tokens // 2
-                rest = [left[part] for part in cut(lengths[left], max_tokens)]
+                rest = [left[part] for part in self.cut(lengths[left], max_tokens, packed)]
             batches = rest
         self.train(training)
         return vectors

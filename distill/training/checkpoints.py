@@ -109,6 +109,14 @@ class Progress:
         vars(self).update(state)
 
 
+def chosen_by(metric: str | None, sts_dev: str | None) -> str:
+    """The dev score that chooses the best student; UserError when it needs files that are not given."""
+    best_metric = metric or ("spearman_cosine" if sts_dev else "mean_accuracy")
+    if best_metric == "spearman_cosine" and not sts_dev:
+        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
+    return best_metric
+
+
 def write_args(output_dir: Path, args: Namespace) -> None:
     """Say in a run's folder what it is of."""
     with writing(output_dir):

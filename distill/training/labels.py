@@ -11,6 +11,7 @@ from distill.encoder.model_folder import behind
 from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import on_first_rank, together
 from distill.scoring.metrics import unit
+from distill.students.turn import principal_components
 from distill.training.cache import content_fingerprint, cut_off, fill, fingerprint, mapped
 from distill.training.teachers import Teacher, find_teachers, with_vectors
 
@@ -134,8 +135,8 @@ def narrowed(labels: Labels, width: int, cache: LabelCache) -> Labels:
 
     def components(start: int, stop: int) -> dict[str, np.ndarray]:
         rows = evenly_spaced(len(train), PCA_SAMPLE)
-        _, rising = np.linalg.eigh(np.cov(train[rows].astype(np.float64), rowvar=False))  # sorted by variance
-        return {"directions": rising.T[::-1][start:stop].astype(np.float32, order="C").ravel()}
+        _, found = principal_components(train[rows])
+        return {"directions": found[start:stop].astype(np.float32, order="C").ravel()}
 
     fill(folder, width, components, cache.accelerator, "principal components", width)
     directions = mapped(folder / "directions.bin", np.float32).reshape(width, -1)

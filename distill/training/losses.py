@@ -88,6 +88,7 @@ def cosines(vectors: Tensor, bank: Tensor) -> Tensor:
 TO_LABELS = {"mse": mse, "l2": l2, "cosine": cosine}
 # The same, by labels and a bank (size, dimension), and a temperature.
 TO_BANK = {"contrastive": contrastive, "distribution": distribution, "similarity": similarity, "spread": spread}
+TERMS = [*TO_LABELS, *TO_BANK]
 
 
 class Loss:
@@ -102,7 +103,8 @@ class Loss:
         self.temperature = temperature
         units = {}
         if len(weights) > 1 and weights.keys() & {"mse", "l2"}:
-            units = {"mse": variance(labels), "l2": (variance(labels) * labels.shape[1]) ** 0.5}
+            unit = variance(labels)
+            units = {"mse": unit, "l2": (unit * labels.shape[1]) ** 0.5}
         self.factors = {name: weight / units.get(name, 1.0) for name, weight in weights.items()}
 
     def errors(self, vectors: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
@@ -135,8 +137,8 @@ def variance(labels: np.ndarray) -> float:
 def term(text: str) -> tuple[str, float]:
     """The type of an option that is a term of the loss, NAME or NAME:WEIGHT."""
     name, colon, weight = text.partition(":")
-    if name not in TO_LABELS | TO_BANK:
-        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(TO_LABELS | TO_BANK)}")
+    if name not in TERMS:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(TERMS)}")
     try:
         return name, WEIGHT(weight) if colon else 1.0
     except ValueError:
@@ -154,7 +156,7 @@ def settle_loss(args: argparse.Namespace) -> None:
         raise UserError("--loss spread asks nothing of the labels: add another term")
     if len(set(names)) < len(names):
         raise UserError(f"--loss {' '.join(names)}: name each term once")
-    args.loss = {name: dict(given)[name] for name in TO_LABELS | TO_BANK if name in names}
+    args.loss = {name: dict(given)[name] for name in TERMS if name in names}
     reads_bank = not TO_BANK.keys().isdisjoint(names)
     for option, value in BANK.items():
         given = getattr(args, option)

@@ -8,7 +8,6 @@ import resource
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.command import UserError
-from distill.encoder.packing import packed_batches, padded_batches, to_device, within
+from distill.encoder.packing import to_device, within
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.ranks import end_workers, ignore_signals
 from distill.training.cache import fingerprint
@@ -26,7 +25,6 @@ from distill.training.tokens import UNTRANSLATED, TokenizedPairs, pairs_per_lang
 
 FEW_PAIRS = 64  # for a GPU: its step is mostly calls
 BANK = 1  # beside a step's number: its order is drawn from the epoch's
-FORWARD_COST = {"cpu": 256, "cuda": 2500}  # padding that a forward more is worth, in tokens
 SIDES = ("source", "target")  # of a pair, that a student can be trained on
 
 
@@ -123,7 +121,7 @@ class Steps:
         if "source" not in sides and pairs.languages == [UNTRANSLATED]:
             raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
         self.pairs, self.batch_size, self.sides = pairs, batch_size, sides
-        self.order_settings, self.seed, self.bank_size = (translations_per_source, temperature, seed), seed, bank_size
+        self.order_settings, self.bank_size = (translations_per_source, temperature, seed), bank_size
         self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
         self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
         self.per_epoch = -(-self.pairs_per_epoch // batch_size)
@@ -151,7 +149,8 @@ class Steps:
     def bank(self, step: int) -> np.ndarray:
         """Rows whose labels the loss compares a step's sentences with, at most `bank_size`, drawn at random."""
         rows = len(self.pairs.first_pair) - 1
-        random = np.random.default_rng((self.seed, step, BANK))
+        *_, seed = self.order_settings
+        random = np.random.default_rng((seed, step, BANK))
         return np.sort(random.choice(rows, min(self.bank_size, rows), replace=False, shuffle=False))
 
     def pairs_before(self, step: int) -> int:
@@ -202,8 +201,6 @@ class RankSteps(Dataset):
         self.steps, self.labels, self.student, self.max_tokens = steps, labels, student, max_tokens
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.on_gpu, self.packed = accelerator.device.type == "cuda", packed
-        cost = FORWARD_COST["cuda" if self.on_gpu else "cpu"]
-        self.cut = packed_batches if packed else partial(padded_batches, batch_cost=cost)
 
     def __getitem__(self, number: int) -> RankStep:
         # Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does, which
@@ -213,7 +210,7 @@ class RankSteps(Dataset):
         lengths = pairs.lengths(step.sentences)
         order = np.argsort(-lengths, kind="stable")
         parts, weights = [], []
-        for dealt in self.cut(lengths[order[:: self.world]], self.max_tokens):
+        for dealt in self.student.cut(lengths[order[:: self.world]], self.max_tokens, self.packed):
             places = dealt * self.world + self.rank
             part = order[places[places < len(order)]]
             weights.append(step.weights[part] if len(part) else np.zeros(1))

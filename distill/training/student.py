@@ -31,7 +31,14 @@ class LearningRates(NamedTuple):
     projection: float | None = None
 
 
-SCHEDULES = ["linear", "cosine", "constant", "wsd"]
+# The share of the peak after the warm-up, by what is left of the steps, and of the last ones in which `wsd` falls: that
+# is warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395).
+SCHEDULES = {
+    "linear": lambda left, left_to_fall: left,
+    "cosine": lambda left, left_to_fall: (1 - math.cos(math.pi * left)) / 2,
+    "constant": lambda left, left_to_fall: 1.0,
+    "wsd": lambda left, left_to_fall: left_to_fall,
+}
 START_SAMPLE = 4000  # rows whose sentences a projection starts from
 
 
@@ -173,24 +180,14 @@ def settle_rates(args: argparse.Namespace) -> None:
 
 
 def rate_factor(kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None) -> Callable[[int], float]:
-    """The learning rate of a step as a share of its peak: up in a straight line, then as the schedule is called.
-
-    `wsd`, warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): at its peak until the last `decay_ratio` of the
-    steps, in which it falls to 0 in a straight line.
-    """
+    """The learning rate of a step as a share of its peak: up in a straight line, then as the schedule is called."""
     warmup, falling = round(warmup_ratio * steps), max(1, round((decay_ratio or 0) * steps))
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
         left = max(0.0, (steps - step) / max(1, steps - warmup))
-        shapes = {
-            "linear": left,
-            "cosine": (1 - math.cos(math.pi * left)) / 2,
-            "constant": 1.0,
-            "wsd": min(1.0, max(0.0, (steps - step) / falling)),
-        }
-        return shapes[kind]
+        return SCHEDULES[kind](left, min(1.0, max(0.0, (steps - step) / falling)))
 
     return factor
 
@@ -204,9 +201,9 @@ def optimizer_and_schedule(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def check_rate(schedule: LambdaLR, factor: Callable[[int], float], step: int) -> None:
+def check_rate(schedule: LambdaLR, step: int) -> None:
     """UserError where a run that goes on with more steps, or fewer, would not go on with its learning rate."""
-    [was, *_], will = schedule.get_last_lr(), schedule.base_lrs[0] * factor(step)
+    [was, *_], will = schedule.get_last_lr(), schedule.base_lrs[0] * schedule.lr_lambdas[0](step)
     if not math.isclose(was, will, rel_tol=1e-6, abs_tol=1e-12):
         raise UserError(
             f"at step {step} the learning rate was {was:.2e}, with this number of steps it would be {will:.2e}: go on "

@@ -161,7 +161,7 @@ def as_labels(called: str, vectors: np.ndarray, dtype: str, sentence: Callable[[
     if not finite.all():
         raise UserError(
             f"{called}: the label of {sentence(int(finite.argmin()))!r} is not finite in {dtype}: take --teacher_dtype "
-            "bf16 or fp32, and --label_dtype fp32"
+            "bf16 or fp32 for a model, and --label_dtype fp32"
         )
     return labels
 

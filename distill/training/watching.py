@@ -33,14 +33,6 @@ OF_THE_MACHINE = ("pairs_per_second", "tokens_per_second", "peak_memory_gb")  # 
 COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
 
 
-def chosen_by(metric: str | None, sts_dev: str | None) -> str:
-    """The dev score that chooses the best student; UserError when it needs files that are not given."""
-    best_metric = metric or ("spearman_cosine" if sts_dev else "mean_accuracy")
-    if best_metric == "spearman_cosine" and not sts_dev:
-        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
-    return best_metric
-
-
 def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
     """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
     contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
