@@ -12,6 +12,7 @@ import build_student
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.pairs.pairs_folder import load_pairs
+from distill.scoring import report
 from distill.scoring.cutting import bytes_of, cut
 from eval_sts import build_parser, main
 
@@ -35,6 +36,15 @@ def test_binary_vectors_are_those_of_sentence_transformers():
     vectors = np.random.default_rng(0).standard_normal((5, 24), dtype=np.float32)
     ours = np.stack([*cut(dict(enumerate(vectors)), 24, "binary").values()])
     assert np.array_equal(np.packbits(ours > 0, axis=1), quantize_embeddings(vectors, "ubinary"))
+
+
+def test_the_picture_names_bytes_as_numbers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report.plt, "close", figures.append)
+    cuts = [{"precision": "fp32", "bytes": size, "summary": {"within": 0.5}} for size in (64, 128, 256)]
+    report.draw_cuts(tmp_path / "cuts.png", {"summary": {"within": {}}, "cuts": cuts})
+    labels = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
+    assert {"64", "128", "256"} <= set(labels) and all(label.isdigit() for label in labels)
 
 
 def test_all_dimensions_in_int8_score_as_the_whole_and_fewer_less(tmp_path, student, capsys):

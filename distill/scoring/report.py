@@ -186,6 +186,7 @@ def draw_cuts(path: Path, entry: dict) -> None:
             panel.plot([one["bytes"] for one in cuts], values, marker="o", label=precision)
         panel.set(title=name, xlabel="bytes of a vector", ylabel="score x 100")
         panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)
     axes[0, 0].legend()
     figure.savefig(path, dpi=120)
