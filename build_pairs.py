@@ -29,7 +29,15 @@ from tqdm import tqdm
 from distill.command import Parser, UserError, at_least, between, run, share
 from distill.folders import check_output, read_json, replaced_folder, write_json, writing
 from distill.languages import covers, required_tag, standard_tag
-from distill.pairs.cleaning import FILTERS, MENDING, first_reason, inspect, pair_faults, read_excluded
+from distill.pairs.cleaning import (
+    FILTERS,
+    MENDING,
+    drop_other_languages,
+    first_reason,
+    inspect,
+    pair_faults,
+    read_excluded,
+)
 from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
 from distill.pairs.pairs_folder import FLAT, GROUPED, ArrowFolder, TsvFolder, flat, grouped
 from distill.pairs.readers import languages_of_spec, read_corpus
@@ -38,9 +46,9 @@ from distill.pairs.selection import Account, select, split_of
 from distill.pairs.tables import FORMATS
 
 CORPUS_HELP = (
-    "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, a hub id[:config[:split]], or "
-    "line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of two columns; en=FILE is "
-    "text of the source language alone"
+    "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, one of mine_pairs.py, a hub "
+    "id[:config[:split]], or line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of "
+    "two columns; en=FILE is text of the source language alone"
 )
 EXCLUDE_HELP = "evaluation files whose sentences to drop, whatever holds them; braces allowed"
 
@@ -130,9 +138,9 @@ NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs
 
 
 def made_with(corpus: str) -> dict:
-    """The options that this script wrote a folder with; none for any other corpus."""
+    """The options that this script or mine_pairs.py wrote a folder with; none for any other corpus."""
     options = read_json(Path(corpus) / "args.json", {})
-    return options if isinstance(options, dict) and {"shard", "source_language"} <= options.keys() else {}
+    return options if "source_language" in options else {}
 
 
 def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> str | None:
@@ -162,13 +170,16 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
     chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
     if args.shard:
         chunk = chunk.filter(pl.col("hash").is_between(*hash_range(*parse_shard(args.shard))))
-    targets = inspect(chunk["target"], chunk["language"], steps, filters, args.max_sentence_length, excluded)
+    # Whether a target is in its language is asked of pairs that have no other fault.
+    cheap = [name for name in filters if name != "wrong_language"]
+    targets = inspect(chunk["target"], chunk["language"], steps, cheap, args.max_sentence_length, excluded)
     chunk = chunk.drop("target").hstack(targets.select(pl.all().name.prefix("target_")))
     chunk = chunk.rename({"target_sentence": "target"})
     target_fault = pl.when(pl.col("language") != ALONE).then("target_fault")
     reason = pl.coalesce("source_fault", target_fault, first_reason(pair_faults(filters, args.max_length_ratio)))
     changed = [(pl.col(f"source_{step}") | pl.col(f"target_{step}")).alias(step) for step in steps]
-    return chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
+    chunk = chunk.select("hash", "source", "language", "target", *changed, dropped=reason)
+    return drop_other_languages(chunk, "target", "dropped", filters)
 
 
 def collect(

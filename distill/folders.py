@@ -22,7 +22,7 @@ TRAINED = "a trained student"  # the kind of folder that train_distill.py makes 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
 # Options that name what a command reads.
 INPUTS = {
-    *("corpus", "exclude", "text_files", "pairs_dir", "sts", "sts_dev", "bitext", "teacher_vectors"),
+    *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext", "teacher_vectors"),
     *(
         f"{model}name_or_path"
         for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -24,9 +25,10 @@ from torch import distributed
 from distill.command import SIGNALS, Stopped, UserError
 
 GO_ON = "the same command with --resume_from_checkpoint latest goes on"
+LONGEST_WORK = timedelta(days=30)  # of one rank, while the others wait; one that dies ends them at once
 # What belongs to the process, as signals do: the first signal, a mistake that the other ranks do not know of yet,
-# what the ranks last agreed on, and the group over which they do.
-known = SimpleNamespace(signal=0, mistake=None, stopping=False, group=None)
+# what the ranks last agreed on, the group over which they do, and how to go on after a stop.
+known = SimpleNamespace(signal=0, mistake=None, stopping=False, group=None, go_on=GO_ON)
 
 
 class Interrupted(Exception):
@@ -34,12 +36,13 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Remember SIGNALS until the ranks agree to stop; ignore them when the block has ended.
+def listening(go_on: str = GO_ON) -> Iterator[None]:
+    """Remember SIGNALS until the ranks agree to stop; ignore them when the block has ended. `go_on` is said then.
 
     By then the exit code is decided; Python's own end would give it away to a signal, or to gloo's threads. A second
     signal ends the process at once, whatever it waits for.
     """
+    known.go_on = go_on
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     for number in SIGNALS:
@@ -68,7 +71,7 @@ def _end_at_the_second(reading: int) -> None:
             first = first or time.monotonic()
             if time.monotonic() - first > 1:
                 if os.environ.get("LOCAL_RANK", "0") == "0":
-                    print(f"ended by a second signal: {GO_ON} from the last checkpoint", file=sys.stderr, flush=True)
+                    print(f"ended by a second signal: {known.go_on}", file=sys.stderr, flush=True)
                 os._exit(os.EX_TEMPFAIL)
     os.close(reading)
 
@@ -115,11 +118,11 @@ def agree(accelerator: Accelerator, interrupted: bool = False) -> bool:
     """Whether any rank was interrupted: the same answer on all ranks, which must all ask.
 
     Afterwards `stopping()` says on all of them whether any got a signal. UserError on all where any met a mistake.
-    Over gloo, so that no rank waits for its GPU.
+    Over gloo, so that no rank waits for its GPU, and as long as another has work to do.
     """
     numbers = torch.tensor([known.signal, interrupted, known.mistake is not None])
     if accelerator.num_processes > 1:
-        known.group = known.group or distributed.new_group(backend="gloo")
+        known.group = known.group or distributed.new_group(backend="gloo", timeout=LONGEST_WORK)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX, known.group)
     number, interrupted, mistaken = numbers.tolist()
     if mistaken:
@@ -138,7 +141,7 @@ def stopping() -> bool:
 def leave() -> NoReturn:
     """End the run, once all ranks have agreed to."""
     name = signal.Signals(known.signal).name
-    raise Stopped(f"stopped by {name}: {GO_ON}")
+    raise Stopped(f"stopped by {name}: {known.go_on}")
 
 
 @contextmanager
@@ -151,7 +154,7 @@ def noting_mistakes(folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, Interrupted) or folder is None or not disk_is_full(folder):
             raise
-        known.mistake = f"the disk of {folder} is full: free some of it and add --resume_from_checkpoint latest"
+        known.mistake = f"the disk of {folder} is full: free some of it, then {known.go_on}"
 
 
 def together(work: Callable, accelerator: Accelerator, folder: Path | None = None):

@@ -8,6 +8,6 @@ for seed in ${SEEDS:-1 2 3}; do
   time $LAUNCH --mixed_precision bf16 train_distill.py --pairs_dir "$OUT/pairs" \
     --teacher_model_name_or_path "$MPNET" --teacher_dtype bf16 \
     --student_model_name_or_path "$OUT/e5" --student_prompt 'query: ' --projection --output_dir "$OUT/article-$seed" \
-    --seed "$seed" --num_train_epochs 0.5 --loss mse distribution:0.3 --learning_rate 3e-4 --language_temperature 2 \
-    --freeze_embeddings --max_seq_length 64 --sts_dev "$DEV" --eval_steps 355 --resume_from_checkpoint latest
+    --seed "$seed" --num_train_epochs 1.5 --loss mse distribution:0.3 --learning_rate 3e-4 --language_temperature 2 \
+    --freeze_embeddings --max_seq_length 64 --sts_dev "$DEV" --eval_steps 709 --resume_from_checkpoint latest
 done

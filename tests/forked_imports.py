@@ -8,6 +8,7 @@ from pathlib import Path
 import build_pairs  # noqa: F401
 import build_student  # noqa: F401
 import eval_sts  # noqa: F401
+import mine_pairs  # noqa: F401
 import train_distill  # noqa: F401
 
 

@@ -196,12 +196,13 @@ def test_every_option_that_names_an_input_is_known():
     """An option with one of these endings, or that takes files or specs, is one that an output must not be over."""
     from test_house import options
 
+    import mine_pairs
     import train_distill
     from distill.folders import INPUTS
 
     named = {
         name
-        for script in (build_pairs, build_student, train_distill, eval_sts)
+        for script in (build_pairs, build_student, train_distill, eval_sts, mine_pairs)
         for name in options(script.build_parser())
     }
     outputs = {"output_dir", "export_dir", "cache_dir"}

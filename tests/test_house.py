@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SCRIPTS = ["build_pairs", "build_student", "train_distill", "eval_sts"]
+SCRIPTS = ["build_pairs", "build_student", "train_distill", "eval_sts", "mine_pairs"]
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
@@ -124,7 +124,7 @@ def test_written_commands_parse(place, command):
 
 
 # Each may import from those before it, and from the rooms that stand beside the wings.
-WINGS = ["pairs", "encoder", "students", "scoring", "training"]
+WINGS = ["pairs", "encoder", "students", "scoring", "training", "mining"]
 ROOMS = [path for path in ROOT.glob("distill/**/*.py") if path.stem != "__init__"]
 
 

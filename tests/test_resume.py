@@ -663,7 +663,7 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(
     assert done.returncode == 2, done.stderr
     error = [line for line in done.stderr.splitlines() if "error: " in line]
     place = "cache" if full_in == "labels" else "run"
-    said = f"the disk of {disk}/{place} is full: free some of it and add --resume_from_checkpoint latest"
+    said = f"the disk of {disk}/{place} is full: free some of it, then {ranks.GO_ON}"
     assert len(error) == 1 and error[0].endswith(said) and "Traceback" not in done.stderr
     if full_in == "checkpoint":
         assert f"error: {disk}/run/checkpoint-15 is not saved, older ones are kept; the disk" in error[0]

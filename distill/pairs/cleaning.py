@@ -1,12 +1,17 @@
 """Cleaning of sentence pairs: steps that mend a sentence, filters that drop a pair, each counted under its name."""
 
-from collections.abc import Iterable
+import html
+import re
+from collections.abc import Callable, Iterable
 
+import ftfy
 import numpy as np
 import polars as pl
 
 from distill.command import UserError
 from distill.languages import LETTER, script_pattern
+from distill.pairs.identification import in_other_language
+from distill.pairs.quality import repeating, unlike_markup, unlike_numbers
 from distill.pairs.tables import texts
 from distill.text_files import expand_languages
 
@@ -19,6 +24,9 @@ CONTROL = (
 # A zero-width space that does not part words, as it does in Khmer and other scripts that are written without spaces.
 ZERO_WIDTH_SPACE = r"(^|[^\p{Khmer}\p{Thai}\p{Lao}\p{Myanmar}\p{Tibetan}\x{200b}])\x{200b}+|\x{200b}+($|\s)"
 WHITE_SPACE = r"[^\S ]|  |^ | $"
+ENTITY = r"&#?\w+;"
+# UTF-8 that was read as a Western code page: the first byte of a character as a letter, the next as a sign.
+MOJIBAKE = r"[\x{c2}-\x{f4}][\x{80}-\x{bf}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 # What NFC may change: marks, Jamo, and the characters that have a canonical decomposition and no way back.
 # Everything else is NFC already, and asking that is six times faster than normalising.
 NOT_NFC = (
@@ -26,36 +34,51 @@ NOT_NFC = (
     r"\x{f43}-\x{f69}\x{1f71}-\x{1fff}\x{2000}\x{2001}\x{2126}-\x{212b}\x{2329}\x{232a}\x{2adc}\x{f900}-\x{faff}"
     r"\x{fb1d}-\x{fb4f}\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}]"
 )
+SUSPECT = f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}|{ENTITY}|{MOJIBAKE}|\u200b"
 LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is a fair translation of a long name
 
-# In the order they are done. Each leaves nothing for itself or an earlier one: mended text is never mended again, so
-# that pairs read back (from shards, say) stay as they are.
-MENDING = ("control_characters", "nfc", "white_space")
-FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "duplicate")
+# In the order they are done.
+MENDERS = {
+    "encoding": lambda texts: texts.map_elements(ftfy.fix_encoding, pl.String),
+    "entities": lambda texts: texts.map_elements(_without_entities, pl.String),
+    "control_characters": lambda texts: texts.str.replace_all(CONTROL, "").str.replace_all(
+        ZERO_WIDTH_SPACE, "${1}${2}"
+    ),
+    "nfc": lambda texts: texts.str.normalize("NFC"),
+    "white_space": lambda texts: texts.str.replace_all(r"\s+", " ").str.strip_chars(),
+}
+MENDING = tuple(MENDERS)
+FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "markup", "repetition")
+FILTERS += ("numbers", "wrong_language", "duplicate")
 # Why a pair may be dropped: a byte in a column of many rows, not a string.
 REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit", "translated"])
 
 
 def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:
-    """The sentences after the named steps of `MENDING`, and for each step which sentences (bool) it changed."""
+    """The sentences after the named steps of `MENDING`, and for each step which sentences (bool) it changed.
+
+    Mended text is never mended again, so that pairs read back (from shards, say) stay as they are: what a step leaves
+    for one before it is done in another round.
+    """
     # One search tells which sentences need any work; in clean text that is few, and only those are rewritten.
-    suspects = sentences.str.contains(f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}|\u200b").fill_null(False).arg_true()
-    changed = {}
-    rest = sentences.gather(suspects)
-    for step in MENDING:
-        if step not in steps:
-            continue
+    suspects = sentences.str.contains(SUSPECT).fill_null(False).arg_true()
+    rest, before = sentences.gather(suspects), None
+    mended = {step: pl.repeat(False, len(rest), dtype=pl.Boolean, eager=True) for step in MENDING if step in steps}
+    while before is None or not rest.equals(before):
         before = rest
-        if step == "nfc":
-            rest = rest.str.normalize("NFC")
-        elif step == "control_characters":
-            rest = rest.str.replace_all(CONTROL, "").str.replace_all(ZERO_WIDTH_SPACE, "${1}${2}")
-        else:
-            rest = rest.str.replace_all(r"\s+", " ").str.strip_chars()
-        changed[step] = _marked(len(sentences), suspects, rest != before)
+        for step in mended:
+            after = MENDERS[step](rest)
+            mended[step] |= after != rest
+            rest = after
+    changed = {step: _marked(len(sentences), suspects, flags) for step, flags in mended.items()}
     at = pl.int_range(len(sentences), dtype=pl.UInt32, eager=True)
     at = at.scatter(suspects, pl.int_range(len(sentences), len(sentences) + len(rest), dtype=pl.UInt32, eager=True))
     return pl.concat([sentences, rest], rechunk=True).gather(at), changed
+
+
+def _without_entities(text: str) -> str:
+    """A text with the characters that HTML's entities stand for, as of Moses' tokenizer: `&apos;`."""
+    return re.sub(ENTITY, lambda entity: html.unescape(entity[0]), text)
 
 
 def inspect(
@@ -84,7 +107,21 @@ def inspect(
         places = np.searchsorted(excluded, hashes).clip(max=len(excluded) - 1)
         faults.append(("excluded", pl.Series(excluded[places] == hashes)))
     frame = pl.DataFrame({"sentence": sentences, "length": lengths, **changed})
-    return frame.with_columns(fault=first_reason(faults))
+    frame = frame.with_columns(language=languages, fault=first_reason(faults))
+    return drop_other_languages(frame, "sentence", "fault", filters).drop("language")
+
+
+def drop_other_languages(frame: pl.DataFrame, sentence: str, fault: str, filters: Iterable[str]) -> pl.DataFrame:
+    """Give the sentences (a column) that have no `fault` yet the fault wrong_language where they are not in theirs.
+
+    It is the dearest question, and is asked last. The column `language` has the language of each.
+    """
+    if "wrong_language" not in filters:
+        return frame
+    places = frame[fault].is_null().arg_true()
+    wrong = in_other_language(frame[sentence].gather(places), frame["language"].gather(places))
+    wrong = _marked(len(frame), places, pl.Series(wrong))
+    return frame.with_columns(pl.when(wrong).then(pl.lit("wrong_language", REASON)).otherwise(fault).alias(fault))
 
 
 def first_reason(faults: Iterable[tuple[str, pl.Series | pl.Expr]]) -> pl.Expr:
@@ -99,8 +136,16 @@ def pair_faults(filters: Iterable[str], max_length_ratio: float) -> list[tuple[s
     reasons = {
         "length_ratio": pl.max_horizontal(lengths) > max_length_ratio * pl.min_horizontal(lengths),
         "same_as_source": pl.col("source") == pl.col("target"),
+        "markup": _of_pairs(unlike_markup),
+        "repetition": _of_pairs(lambda pairs: repeating(pairs["source"]) | repeating(pairs["target"])),
+        "numbers": _of_pairs(unlike_numbers),
     }
     return [(name, applies) for name, applies in reasons.items() if name in filters]
+
+
+def _of_pairs(fault: Callable[[pl.DataFrame], pl.Series]) -> pl.Expr:
+    """A function of frames with the columns `source` and `target` as an expression."""
+    return pl.struct("source", "target").map_batches(lambda pairs: fault(pairs.struct.unnest()), pl.Boolean)
 
 
 def _letter_faults(sentences: pl.Series, languages: pl.Series, filters: Iterable[str]) -> list[tuple[str, pl.Series]]:

@@ -15,6 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from distill.command import UserError
+from distill.folders import read_json
 from distill.pairs.tmx import tmx_units
 from distill.text_files import MAX_LINE, OPENERS, decode, opened, reading, text_blocks, text_lines
 
@@ -28,8 +29,11 @@ FORMATS = {
     "parquet": [".parquet"],
     "tmx": [".tmx"],
     "arrow": [],  # a folder of save_to_disk
+    "mined": [],  # a folder of mine_pairs.py
     "hub": [],
 }
+MINED = "mined pairs"  # the kind of folder that mine_pairs.py makes
+MINED_FILE = "pairs.parquet"
 HUB_SPEC = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]*))?")
 # Half of an escaped character beyond U+FFFF, which Polars would mend in silence and Python cannot write.
 LONE_SURROGATE = re.compile(
@@ -53,7 +57,8 @@ def find_format(spec: str) -> str:
         return "text"
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        return "arrow" if saved else "hub"
+        mined = (path / MINED_FILE).is_file() and read_json(path / "args.json", {}).get("kind") == MINED
+        return "arrow" if saved else "mined" if mined else "hub"
     if found is not None:
         return found
     hub = HUB_SPEC.fullmatch(spec)
@@ -208,7 +213,13 @@ def _dataset_tables(dataset: datasets.Dataset) -> Iterator[pl.DataFrame]:
         yield pl.DataFrame(pl.from_arrow(table))
 
 
-TABLES = {"csv": csv_tables, "jsonl": jsonl_tables, "parquet": parquet_tables, "arrow": arrow_tables, "hub": hub_tables}
+def mined_tables(folder: str) -> Iterator[pl.DataFrame]:
+    """A folder of mine_pairs.py."""
+    return parquet_tables(str(Path(folder) / MINED_FILE))
+
+
+TABLES = {"csv": csv_tables, "jsonl": jsonl_tables, "parquet": parquet_tables}
+TABLES |= {"arrow": arrow_tables, "mined": mined_tables, "hub": hub_tables}
 
 
 def texts(path: str) -> Iterator[pl.Series]:

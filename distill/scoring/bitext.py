@@ -83,7 +83,8 @@ def cosine_blocks(source: np.ndarray, target: np.ndarray, device, block: int) ->
     def blocks(vectors: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(vectors), block):
             rows = slice(start, min(start + block, len(vectors)))
-            yield rows, torch.nn.functional.normalize(torch.from_numpy(vectors[rows]).to(device, torch.float32), dim=1)
+            taken = torch.from_numpy(np.array(vectors[rows])).to(device).float()
+            yield rows, torch.nn.functional.normalize(taken, dim=1)
 
     for rows, queries in blocks(source):
         for columns, answers in blocks(target):

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from distill.command import UserError
-from distill.folders import Lock, read_json, write_json, writing
+from distill.folders import Lock, read_json, settle, write_json, writing
 from distill.ranks import check_signal, on_first_rank, together
 
 
@@ -115,6 +115,7 @@ def fill_by_first(folder: Path, write: Callable[[Path], None], accelerator: Acce
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True)
         write(growing)
+        settle(growing)
         write_json(growing / "done.json", {"bytes": {file.stem: file.stat().st_size for file in growing.glob("*.bin")}})
         finish(growing, folder)
 

@@ -1,0 +1,49 @@
+"""Quality of a pair: what a translation has as its source has it, and text that is none."""
+
+import unicodedata
+from collections import Counter
+
+import polars as pl
+
+TAG = r"</?[A-Za-z][^<>]*>|\{\\[^{}]*\}"  # of HTML and its kin, and of subtitles
+LINK = r"https?://(www\.)?|www\.\w"
+REPEATING = 6, 3  # words of a sentence, and how often each is there on average, from which it only repeats itself
+ALIKE = 0.5  # share of the digits other than zero that two sides must have in common
+FEW = 2  # digits that do not count: they may stand in words, and 5 p.m. is 17:00
+
+
+def unlike_markup(pairs: pl.DataFrame) -> pl.Series:
+    """Whether `source` and `target` do not have as many tags, or not as many links."""
+    return pairs.select(
+        pl.any_horizontal(
+            pl.col("source").str.count_matches(pattern) != pl.col("target").str.count_matches(pattern)
+            for pattern in (TAG, LINK)
+        )
+    ).to_series()
+
+
+def repeating(sentences: pl.Series) -> pl.Series:
+    """Whether a sentence says few words again and again."""
+    least, times = REPEATING
+    words = sentences.str.to_lowercase().str.split(" ")
+    return (words.list.len() >= least) & (words.list.len() >= times * words.list.n_unique())
+
+
+def unlike_numbers(pairs: pl.DataFrame) -> pl.Series:
+    """Whether the digits of `source` and `target` tell of other numbers, as OpusFilter's NonZeroNumeralsFilter does.
+
+    Zeros are not compared, since thousands are written in many ways, nor the order, since dates are. Digits of any
+    script are compared by their value.
+    """
+    # Most pairs have no digit, and most others the same ones: only the rest is looked at closely.
+    digits = pairs.select(pl.col("source", "target").str.replace_all(r"[\P{Nd}0]+", ""))
+    differ = (digits["source"] != digits["target"]).fill_null(False)
+    places = differ.arg_true()
+    found = [_unlike(*texts) for texts in digits[places].iter_rows()]
+    return differ.scatter(places, found)
+
+
+def _unlike(source: str, target: str) -> bool:
+    one, other = (Counter(filter(None, (unicodedata.digit(sign, 0) for sign in text))) for text in (source, target))
+    totals, common = (one.total(), other.total()), (one & other).total()
+    return max(totals) > FEW and 2 * common < ALIKE * sum(totals)
