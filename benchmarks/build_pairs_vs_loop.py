@@ -3,10 +3,10 @@
     python benchmarks/build_pairs_vs_loop.py --corpus ted_multi.parquet --target_languages it es ar fr de
 
 First it is proved that both keep the same pairs when no filter is on. Then the two are timed in turn, in one process,
-build_pairs.py with every default filter, twice over: in memory, from the table's rows to pairs, which is the loop by
-itself; and from the Parquet file to files to train on, where the article loads the corpus with `datasets`, loops, and
-writes a .tsv.gz per language. CPU time is that of all threads; the best of each counts. The last line is the lower
-ratio.
+build_pairs.py with every default filter that --skip does not name, twice over: in memory, from the table's rows to
+pairs, which is the loop by itself; and from the Parquet file to files to train on, where the article loads the corpus
+with `datasets`, loops, and writes a .tsv.gz per language. CPU time is that of all threads; the best of each counts. The
+last line is the lower ratio.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", default="data/ted_multi_sample.parquet", help="Parquet, TED schema")
     parser.add_argument("--source_language", default="en")
     parser.add_argument("--target_languages", nargs="+", default=["it", "es", "ar", "fr", "de"])
+    parser.add_argument("--skip", nargs="+", default=[], help="of build_pairs.py")
     parser.add_argument("--repeats", type=int, default=5)
     return parser
 
@@ -110,13 +111,14 @@ def main(args: argparse.Namespace) -> None:
             article_files(article_loop(rows, source, targets), source, folder / "article")
 
         tables = list(parquet_tables(args.corpus))
-        options = build_pairs.build_parser().parse_args([*call, "--output_dir", str(folder / "on")])
+        on = [*call, "--skip", *args.skip] if args.skip else call
+        options = build_pairs.build_parser().parse_args([*on, "--output_dir", str(folder / "on")])
         works = {
             "in memory": (
                 lambda: article_loop(rows, source, targets),
                 lambda: clean_pairs(tables, options, folder / "runs"),
             ),
-            "file to files": (article, lambda: built(call, folder / "on")),
+            "file to files": (article, lambda: built(on, folder / "on")),
         }
         seconds = {name: ([], []) for name in works}
         for _ in range(args.repeats):

@@ -30,7 +30,7 @@ def test_markup(source, target, unlike):
 @pytest.mark.parametrize(
     "sentence, repeats",
     [
-        ("ha Ha ha ha ha ha", True),
+        ("ha ha ha ha ha ha", True),
         ("no no no no no", False),  # five words
         ("on and on and on and", True),
         ("the dog and the cat and the bird", False),

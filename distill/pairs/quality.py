@@ -25,7 +25,7 @@ def unlike_markup(pairs: pl.DataFrame) -> pl.Series:
 def repeating(sentences: pl.Series) -> pl.Series:
     """Whether a sentence says few words again and again."""
     least, times = REPEATING
-    words = sentences.str.to_lowercase().str.split(" ")
+    words = sentences.str.split(" ")
     return (words.list.len() >= least) & (words.list.len() >= times * words.list.n_unique())
 
 
@@ -36,11 +36,11 @@ def unlike_numbers(pairs: pl.DataFrame) -> pl.Series:
     script are compared by their value.
     """
     # Most pairs have no digit, and most others the same ones: only the rest is looked at closely.
-    digits = pairs.select(pl.col("source", "target").str.replace_all(r"[\P{Nd}0]+", ""))
-    differ = (digits["source"] != digits["target"]).fill_null(False)
-    places = differ.arg_true()
-    found = [_unlike(*texts) for texts in digits[places].iter_rows()]
-    return differ.scatter(places, found)
+    has_digit = pl.any_horizontal(pl.col("source", "target").str.contains(r"\p{Nd}"))
+    places = pairs.select(has_digit.fill_null(False)).to_series().arg_true()
+    digits = pairs[places].select(pl.col("source", "target").str.replace_all(r"[\P{Nd}0]+", ""))
+    found = [None not in texts and texts[0] != texts[1] and _unlike(*texts) for texts in digits.iter_rows()]
+    return pl.repeat(False, len(pairs), dtype=pl.Boolean, eager=True).scatter(places, found)
 
 
 def _unlike(source: str, target: str) -> bool:
