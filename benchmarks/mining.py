@@ -3,8 +3,8 @@
     DATA=data python benchmarks/mining.py --models intfloat/multilingual-e5-small run/student
 
 1,000 pairs of English and German, half from Tatoeba and half from NTREX, in 20,000 sentences of either language. The
-others are from the same corpora, from Multi30k and from the STS benchmark: of a row there only one side is taken, and
-no sentence stands on a side twice. Two processes on a CPU.
+others are from the same corpora, from Multi30k and from the STS benchmark: each row of these is in one language only,
+with its paraphrase, and no sentence stands there twice. Two processes on a CPU.
 """
 
 import argparse
@@ -20,6 +20,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from distill.pairs.tables import csv_rows
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA", "data"))
@@ -39,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def corpora() -> tuple[Pairs, Pairs, Pairs]:
-    """English and German of Tatoeba, of NTREX, and of all the rest."""
+def corpora() -> tuple[Pairs, ...]:
+    """English and German of Tatoeba, NTREX, Multi30k, and STS, whose paraphrases stand side by side."""
 
     def lines(path: Path) -> list[str]:
         opener = gzip.open if path.suffix == ".gz" else open
@@ -54,13 +57,19 @@ def corpora() -> tuple[Pairs, Pairs, Pairs]:
             ("multi30k/train.{}.gz", ("en", "de")),
         )
     )
-    ntrex, rest = [], captions
+    english, german = (
+        [row for _, row in csv_rows(str(DATA / f"stsb_multi_mt/stsb-{language}-train.csv"))]
+        for language in ("en", "de")
+    )
+    paraphrases = [
+        pair for one, other in zip(english, german, strict=True) for pair in zip(one[:2], other[:2], strict=True)
+    ]
+    ntrex = []
     for row in pl.read_parquet(DATA / "ted_multi_sample.parquet")["translations"]:
         sentences = dict(zip(row["language"], row["translation"], strict=True))
-        if sentences.get("en") and sentences.get("de"):
-            which = ntrex if len(sentences) > NTREX_LANGUAGES else rest
-            which.append((sentences["en"], sentences["de"]))
-    return tatoeba, ntrex, rest
+        if len(sentences) > NTREX_LANGUAGES and sentences.get("en") and sentences.get("de"):
+            ntrex.append((sentences["en"], sentences["de"]))
+    return tatoeba, ntrex, captions, paraphrases
 
 
 def once(pairs: Pairs, seen: set[str]) -> Pairs:
@@ -78,16 +87,19 @@ def once(pairs: Pairs, seen: set[str]) -> Pairs:
 def plant(folder: Path, seed: int) -> set[tuple[str, str]]:
     """Write text.en and text.de; the pairs that are in both."""
     draw, seen = random.Random(seed), set()
-    tatoeba, ntrex, rest = (once(pairs, seen) for pairs in corpora())
-    for pairs in (tatoeba, ntrex, rest):
+    tatoeba, ntrex, *rest = (once(pairs, seen) for pairs in corpora())
+    for pairs in (tatoeba, ntrex):
         draw.shuffle(pairs)
     half = PLANTED // 2
     planted = tatoeba[:half] + ntrex[:half]
-    others = tatoeba[half:] + ntrex[half:] + rest
-    sides = others[::2], others[1::2]
+    sides = [], []  # those in English, those in German
+    for pairs in (tatoeba[half:], ntrex[half:], *rest):
+        middle = len(pairs) // 2
+        for side, part in zip(sides, (pairs[:middle], pairs[middle:]), strict=True):
+            side += part
     folder.mkdir(parents=True, exist_ok=True)
     for place, language in enumerate(("en", "de")):
-        alone = [pair[place] for pair in sides[place][: SENTENCES - PLANTED]]
+        alone = [pair[place] for pair in draw.sample(sides[place], SENTENCES - PLANTED)]
         text = [pair[place] for pair in planted] + alone
         draw.shuffle(text)
         (folder / f"text.{language}").write_text("\n".join(text) + "\n", encoding="utf-8")
