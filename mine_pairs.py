@@ -12,7 +12,7 @@ with another threshold.
 """
 
 import argparse
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 
 from distill.command import Parser, UserError, at_least, between, run
-from distill.encoder.model_folder import find_folder, read_prompts
-from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
+from distill.encoder.sentence_encoder import set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.languages import required_tag
 from distill.mining.margins import Mined, mined_pairs
@@ -33,7 +32,7 @@ from distill.mining.text import FAULTS, Rules, Text, files_by_language, read_tex
 from distill.pairs.tables import MINED, MINED_FILE
 from distill.ranks import check_processes, listening, on_first_rank
 from distill.training.cache import fingerprint
-from distill.training.teachers import teacher_fingerprint
+from distill.training.teachers import ModelTeacher
 
 SCHEMA = pa.schema({"source": pa.string(), "language": pa.string(), "target": pa.string(), "margin": pa.float32()})
 BATCH = 10_000  # pairs that are written at a time
@@ -66,48 +65,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Model:
-    """What gives vectors of sentences, loaded when it is first asked for one; `name` names what decides them."""
+def encode(
+    text: Text, model: ModelTeacher, name: str, max_tokens: int | None, cache_dir: Path, accelerator: Accelerator
+) -> np.ndarray:
+    """The vectors of a text's sentences (n, dimension), on disk; `name` names what decides them."""
+    device = accelerator.device
+    max_tokens = max_tokens or (4096 if device.type == "cpu" else 16384)
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
-        self.path, self.accelerator = args.model_name_or_path, accelerator
-        self.max_tokens = args.max_tokens_per_batch or (4096 if accelerator.device.type == "cpu" else 16384)
-        self.settings = {"prompt": args.prompt, "prompt_name": args.prompt_name}
-        self.name = on_first_rank(self.read_files, accelerator)
+    def vectors(sentences: list[str]) -> np.ndarray:
+        with accelerator.autocast():
+            return model.encoder.on(device).encode(sentences, max_tokens)
 
-    def read_files(self) -> str:
-        folder = find_folder(self.path)
-        read_prompts(folder, *self.settings.values())  # UserError now, not after the text is read
-        return fingerprint(teacher_fingerprint(folder, self.settings), self.accelerator.mixed_precision)
-
-    @cached_property
-    def encoder(self) -> SentenceEncoder:
-        return SentenceEncoder.from_pretrained(self.path, **self.settings).on(self.accelerator.device)
-
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        with self.accelerator.autocast():
-            return self.encoder.encode(sentences, self.max_tokens)
-
-    def vectors(self, text: Text, cache_dir: Path) -> np.ndarray:
-        """The vectors of a text's sentences (n, dimension), on disk."""
-        folder = cache_dir / f"vectors-{fingerprint(text.name, self.name)}"
-        return write_vectors(folder, text.sentences, self.encode, self.accelerator)
+    return write_vectors(cache_dir / f"vectors-{fingerprint(text.name, name)}", text.sentences, vectors, accelerator)
 
 
 Neighbours = tuple[np.ndarray, np.ndarray]  # cosines and rows (n, k) of the k nearest sentences of the other side
 
 
 def find_neighbours(
-    sides: list[Text], vectors: list[np.ndarray], model: Model, args: argparse.Namespace, cache_dir: Path
+    sides: list[Text], vectors: list[np.ndarray], name: str, args: argparse.Namespace, cache_dir: Path, accelerator
 ) -> list[Neighbours]:
-    """Of each sentence of two texts, in the other text."""
-    accelerator, found = model.accelerator, []
+    """Of each sentence of two texts, in the other text; `name` names what decides the vectors."""
+    found = []
     exact = is_exact(args.index, *map(len, vectors), accelerator.device)
     for one, other in ((0, 1), (1, 0)):
-        name = fingerprint(model.name, sides[one].name, sides[other].name, args.k, exact)
-        index = cache_dir / f"index-{fingerprint(model.name, sides[other].name)}"
+        index = cache_dir / f"index-{fingerprint(name, sides[other].name)}"
         search = searcher(vectors[other], exact, index, accelerator)
-        found.append(write_neighbours(cache_dir / f"neighbours-{name}", vectors[one], search, args.k, accelerator))
+        folder = cache_dir / f"neighbours-{fingerprint(name, sides[one].name, sides[other].name, args.k, exact)}"
+        found.append(write_neighbours(folder, vectors[one], search, args.k, accelerator))
     return found
 
 
@@ -163,7 +148,8 @@ def main(args: argparse.Namespace) -> None:
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or f"{Path(args.output_dir)}.cache")
     if output_dir.resolve() in (cache_dir.resolve(), *cache_dir.resolve().parents):
         raise UserError(f"{cache_dir} would be replaced with {output_dir}: name another --cache_dir")
-    model = Model(args, accelerator)
+    model = ModelTeacher(args.model_name_or_path, accelerator, prompt=args.prompt, prompt_name=args.prompt_name)
+    name = fingerprint(model.name, accelerator.mixed_precision)
 
     # Sentences and their vectors, once
     faults = [fault for fault in FAULTS if fault not in args.skip]
@@ -175,13 +161,14 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(
                 f"{len(text.sentences)} sentences of {language} are fewer than --k {args.k}: give more text"
             )
-    vectors = {language: model.vectors(text, cache_dir) for language, text in texts.items()}
+    by = model, name, args.max_tokens_per_batch, cache_dir, accelerator
+    vectors = {language: encode(text, *by) for language, text in texts.items()}
 
     # Neighbours in both directions
     neighbours, source = {}, args.source_language
     for language in [one for one in texts if one != source]:
         both = [texts[source], texts[language]], [vectors[source], vectors[language]]
-        neighbours[language] = find_neighbours(*both, model, args, cache_dir)
+        neighbours[language] = find_neighbours(*both, name, args, cache_dir, accelerator)
 
     # Margins, pairs, report
     def write() -> None:

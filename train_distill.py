@@ -275,8 +275,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
     on_first_rank(partial(check_output, output_dir / "student", args, TRAINED, keep=True), accelerator)
-    where = args.resume_from_checkpoint, output_dir, cache_dir
-    checkpoint = on_first_rank(partial(find_checkpoint, *where), accelerator)
+    checkpoint = on_first_rank(lambda: find_checkpoint(args.resume_from_checkpoint, output_dir, cache_dir), accelerator)
 
     # Data, teachers and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)

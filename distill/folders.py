@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from distill.command import UserError
-from distill.text_files import expand_languages
+from distill.text_files import expand_languages, reading
 
 TRAINED = "a trained student"  # the kind of folder that train_distill.py makes of its best student
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
@@ -61,6 +61,15 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hashes_of(paths: Iterable[str]) -> list[str]:
+    """`file_hash` of files that a user named; UserError for one that cannot be read."""
+    hashes = []
+    for path in paths:
+        with reading(path):
+            hashes.append(file_hash(Path(path)))
+    return hashes
 
 
 def settle(folder: Path) -> None:

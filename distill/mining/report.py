@@ -40,8 +40,8 @@ def draw_margins(path: Path, found: dict[str, dict], source_language: str) -> No
 
 def counts_table(texts: list[Text]) -> str:
     """What was read of each language, and what was left out."""
-    columns = ["lines", *FAULTS, "duplicate", "sentences"]
-    shown = ["lines", *(name for name in columns[1:-1] if any(text.counts[name] for text in texts)), "sentences"]
+    dropped = [name for name in (*FAULTS, "duplicate") if any(text.counts[name] for text in texts)]
+    shown = ["lines", *dropped, "sentences"]
     rows = [[text.language, *(f"{text.counts[name]:,}" for name in shown)] for text in texts]
     return tabulate(rows, headers=["text", *shown], disable_numparse=True, colalign=["left", *["right"] * len(shown)])
 

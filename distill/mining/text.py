@@ -14,7 +14,7 @@ import sentencex
 from accelerate import Accelerator
 
 from distill.command import UserError
-from distill.folders import file_hash, read_json, write_json
+from distill.folders import hashes_of, read_json, write_json
 from distill.languages import required_tag
 from distill.pairs.cleaning import MENDING, fold, inspect
 from distill.pairs.hash_order import source_hash
@@ -22,7 +22,7 @@ from distill.pairs.pairs_folder import arrow_strings
 from distill.pairs.readers import line_chunks
 from distill.pairs.tables import CHUNK
 from distill.ranks import check_signal, on_first_rank
-from distill.text_files import expand_languages, reading
+from distill.text_files import expand_languages
 from distill.training.cache import fill_by_first, fingerprint, mapped
 
 # Why a sentence is of no use, as build_pairs.py has it.
@@ -70,14 +70,7 @@ def read_text(language: str, paths: list[str], rules: Rules, cache_dir: Path, ac
     before, whatever their case and punctuation.
     """
 
-    def content() -> str:
-        hashes = []
-        for path in paths:
-            with reading(path):
-                hashes.append(file_hash(Path(path)))
-        return fingerprint(language, rules, hashes)
-
-    name = on_first_rank(content, accelerator)
+    name = on_first_rank(lambda: fingerprint(language, rules, hashes_of(paths)), accelerator)
     folder = cache_dir / f"text-{name}"
     fill_by_first(folder, partial(write_sentences, language, paths, rules), accelerator)
     sentences = datasets.Dataset.from_file(str(folder / "sentences.bin"))

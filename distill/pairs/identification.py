@@ -58,11 +58,11 @@ def in_other_language(sentences: pl.Series, languages: pl.Series) -> np.ndarray:
 
     CLD2 first, which is fast: what it surely takes for the language is in it. fastText decides about the rest.
     """
-    wrong = np.zeros(len(sentences), bool)
+    wrong, enough = np.zeros(len(sentences), bool), sentences.str.contains(ENOUGH)
     for tag in languages.unique():
         expected = language_of(tag)
         if expected in known():
-            places = ((languages == tag) & sentences.str.contains(ENOUGH)).arg_true()
+            places = ((languages == tag) & enough).arg_true()
             texts = sentences.gather(places).str.slice(0, LONGEST).str.replace_all("\n", " ")
             wrong[places] = [not cld2_agrees(text, expected) and fasttext_differs(text, expected) for text in texts]
     return wrong

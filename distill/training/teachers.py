@@ -14,9 +14,8 @@ from distill.command import UserError
 from distill.encoder.model_folder import ends_in_normalize, find_folder, model_files, read_prompts
 from distill.encoder.packing import within
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import file_hash
+from distill.folders import file_hash, hashes_of
 from distill.ranks import check_signal, on_first_rank
-from distill.text_files import reading
 from distill.training.cache import fill, fill_by_first, fingerprint, mapped
 from distill.vectors import lacking, table_files, vector_batches
 
@@ -80,11 +79,7 @@ class TableTeacher:
 
     def content(self) -> str:
         """A name for the content of the files."""
-        hashes = []
-        for path in table_files(self.files):
-            with reading(path):
-                hashes.append(file_hash(Path(path)))
-        return fingerprint(hashes)
+        return fingerprint(hashes_of(table_files(self.files)))
 
     @property
     def dimension(self) -> int:
