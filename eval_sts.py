@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
@@ -26,7 +25,7 @@ from distill.command import Parser, UserError, at_least, between, run, wrapped
 from distill.encoder.model_folder import find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
-from distill.ranks import check_processes
+from distill.ranks import launched
 from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
 from distill.scoring.bootstrap import Score, Scores, compare, interval, means, resampled_means
 from distill.scoring.cutting import BITS, bytes_of, cut, cuts_of
@@ -280,11 +279,8 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
 
 
 def main(args: argparse.Namespace) -> None:
-    accelerator = Accelerator()
-    check_processes(accelerator)
+    accelerator = launched()
     set_matmul_precision(accelerator.device)
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        accelerator.print("fp16 needs a GPU: this run computes in fp32")
     models = named_models(args.model_name_or_path)
     check(args, models)
     teacher_path = args.teacher_model_name_or_path

@@ -30,7 +30,7 @@ from distill.mining.neighbours import is_exact, searcher, write_neighbours, writ
 from distill.mining.report import SHOWN, counts_table, draw_margins, histogram, last_pairs, pairs_table
 from distill.mining.text import FAULTS, Rules, Text, files_by_language, read_text
 from distill.pairs.tables import MINED, MINED_FILE
-from distill.ranks import check_processes, listening, on_first_rank
+from distill.ranks import launched, listening, on_first_rank
 from distill.training.cache import fingerprint
 from distill.training.teachers import ModelTeacher
 
@@ -134,8 +134,7 @@ def write_pairs(folder: Path, texts: dict[str, Text], neighbours: dict[str, list
 
 def main(args: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
-    accelerator = Accelerator()
-    check_processes(accelerator)
+    accelerator = launched()
     set_matmul_precision(accelerator.device)
     say = accelerator.on_main_process(print)
 

@@ -10,36 +10,27 @@ sentence-transformers folder.
 """
 
 import argparse
-import importlib.util
-import math
-import socket
-import sys
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.command import Parser, Stopped, UserError, at_least, between, not_negative, part, positive, run, share
+from distill.command import Parser, UserError, at_least, between, not_negative, part, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
-from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
+from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, check_output, claimed
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import (
-    agree,
-    check_processes,
-    ignore_signals,
-    leave,
     listening,
     noting_mistakes,
     on_first_rank,
-    stopping,
     together,
 )
 from distill.scoring.sts import read_sts
@@ -51,10 +42,9 @@ from distill.training.checkpoints import (
     chosen_by,
     find_checkpoint,
     resume,
-    save_checkpoint,
-    save_student,
     write_args,
 )
+from distill.training.course import BEST, TRACKERS, Course, Plan, start
 from distill.training.labels import Labelling
 from distill.training.losses import TERMS, Loss, settle_loss, term
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps, few_pairs
@@ -74,10 +64,8 @@ from distill.training.student import (
     update,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, evaluation_report, progress_bar
+from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, progress_bar
 
-BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
-TRACKERS = ["tensorboard", "trackio", "wandb"]
 # Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
 DECIDING = (
     *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
@@ -187,25 +175,6 @@ def backward(model, loss: Loss, step: RankStep, accelerator: Accelerator) -> lis
 # ---------------------------------------------------------------- what the run is made of
 
 
-def start(args: argparse.Namespace) -> Accelerator:
-    """The processes of the run, seeded, each with its device; UserError when they do not know of each other."""
-    if args.report_to is not None and importlib.util.find_spec(args.report_to) is None:
-        raise UserError(f"--report_to {args.report_to}: it is not installed, pip install {args.report_to}")
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
-    accelerator = Accelerator(log_with=args.report_to, project_dir=args.output_dir, kwargs_handlers=[ddp])
-    check_processes(accelerator)
-    if args.bf16_exchange and (accelerator.is_fsdp2 or accelerator.num_processes == 1):
-        raise UserError("--bf16_exchange is for several processes that each hold the student (DDP): leave it out")
-    set_matmul_precision(accelerator.device, args.allow_tf32)
-    processes, device, precision = accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision
-    nodes = len(set(gather_object([socket.gethostname()])))
-    say = accelerator.on_main_process(print)
-    say(f"{processes} process(es) on {device}, {nodes} node(s), mixed precision: {precision}")
-    if precision == "fp16" and device == "cpu":
-        say("fp16 needs a GPU: this run computes in fp32")
-    return accelerator
-
-
 def find_teachers(args: argparse.Namespace, splits: dict, cache_dir: Path, accelerator: Accelerator) -> Labelling:
     """What gives the labels; no model is loaded before it is needed."""
     if args.teacher_dtype and not args.teacher_model_name_or_path:
@@ -260,7 +229,7 @@ def main(args: argparse.Namespace) -> None:
     args.train_on = sorted(set(args.train_on))  # the same choice, in whatever order it was written
     settle_loss(args)
     settle_rates(args)
-    accelerator = start(args)
+    accelerator = start(args.report_to, args.output_dir, args.bf16_exchange, args.allow_tf32)
     with ExitStack() as ends:  # what ends with the run
         # Of two runs in one folder the second is refused
         on_first_rank(partial(ends.enter_context, claimed(args.output_dir, LOCK)), accelerator)
@@ -318,47 +287,25 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     accelerator.init_trackers("train_distill", {name: str(value) for name, value in vars(args).items()})
     metrics = Metrics(output_dir, progress.lines, accelerator)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
-    tell = accelerator.on_main_process(bar.write)
     tally = Tally(loss, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
-    packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
-    rank_steps = RankSteps(steps, labels.of["train"], student, packed, max_tokens, accelerator)
-    patience = args.early_stopping_patience or math.inf
 
-    def done() -> bool:
-        return progress.step >= total_steps or progress.evaluations_since_best >= patience
+    def dev_scores(found: SentenceEncoder) -> dict:
+        return evaluate(found, splits["dev"], labels.of["dev"], sts, accelerator)
 
-    def due(last: int, *every: int) -> bool:
-        """Whether something is due that was last done at step `last`: `every` so many steps, and at the end."""
-        return last < progress.step and (done() or any(progress.step % number == 0 for number in every))
+    every = args.logging_steps, args.eval_steps, args.checkpointing_steps, args.checkpoints_total_limit
+    plan = Plan(total_steps, *every, args.early_stopping_patience, best_metric)
+    about, rate = vars(args) | {"trained_on": trained_on}, lambda: args.learning_rate * factor(progress.step - 1)
+    find = partial(gathered, whole, student, device)
+    course = Course(plan, progress, saved, about, settings, metrics, tally, accelerator, rate, find, dev_scores)
 
     # The loop
+    packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
+    rank_steps = RankSteps(steps, labels.of["train"], student, packed, max_tokens, accelerator)
     if isinstance(model, DistributedDataParallel):
         settle_exchange(model, to_device(student.inputs([pairs[0]]), device), args.bf16_exchange)
     model.train()
     coming = rank_steps.coming(progress.step, total_steps, workers)
-    while True:
-        # What is due: before the first step, and after every one
-        if due(progress.logged, args.logging_steps, args.eval_steps, args.checkpointing_steps):
-            rate = args.learning_rate * schedule.lr_lambdas[0](progress.step - 1)  # which this step took
-            metrics.write(progress.step, {"learning_rate": rate} | tally.line())
-            progress.logged = progress.step
-        if due(progress.evaluated, args.eval_steps):
-            with suppress(Stopped), gathered(whole, student, device) as found:  # after a signal it is still to come
-                scores = evaluate(found, splits["dev"], labels.of["dev"], sts, accelerator)
-                metrics.write(progress.step, scores)
-                better = progress.judge(scores[best_metric])
-                tell(evaluation_report(progress, best_metric, scores), sys.stderr)
-                if better and progress.best_score >= saved[1]:
-                    saved = progress.best_step, progress.best_score
-                    about = argparse.Namespace(**vars(args), step=saved[0], score=saved[1], trained_on=trained_on)
-                    on_first_rank(partial(save_student, found, output_dir / "student", about), accelerator, output_dir)
-        agree(accelerator)
-        if progress.step > 0 and due(progress.saved, 1 if stopping() else args.checkpointing_steps):
-            progress.lines, progress.unlogged, progress.saved = len(metrics.lines), tally.unlogged(), progress.step
-            save_checkpoint(accelerator, output_dir, progress.step, settings, args.checkpoints_total_limit)
-        if done() or stopping():
-            break
-
+    while course.goes_on():
         # A step: gradients of the pairs' loss; an update of the weights
         tally.start()
         optimizer.zero_grad()
@@ -376,19 +323,14 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         schedule.step()
         progress.step += 1
         tally.add(progress.step, step, errors, norm)
-    ignore_signals()  # the exit code is decided: one that ends with it has the launcher signal the others
 
-    # Final save: student/ is already there, written when the best dev score was reached
-    bar.close()
+    # student/ is already there, written when the best dev score was reached
+    course.end()
     # Torch's group ends here. Had DDP the last hold on it, it would end with the interpreter's lock, for which the
     # group's threads may wait.
     model = accelerator.free_memory(model)
     accelerator.end_training()
-    if not done() or progress.evaluated < progress.step:
-        leave()
-    if tally.pairs:
-        say(tally.summary())
-    say(f"{output_dir / 'student'}: step {saved[0]}, dev {best_metric} {saved[1]:.4f}")
+    course.report()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def calls(student: SentenceEncoder, loss: Loss, labels: np.ndarray, accelerator:
     """Seconds of a forward, loss and backward of two sentences of four tokens."""
     inputs = student.batch(np.arange(1000, 1008), np.array([4, 4]), packed=True)
     ones, bank = torch.ones(2), torch.from_numpy(labels[:1024])
-    step = RankStep(1, 2, np.arange(2), bank[:2], ones, torch.zeros(2, dtype=torch.long), bank, [inputs], [2], 8)
+    zeros = torch.zeros(2, dtype=torch.long)
+    step = RankStep(1, 2, np.arange(2), bank[:2], ones, zeros, bank, zeros, {}, [inputs], [2], 8)
     return min(seconds(lambda _: backward(student, loss, step, accelerator), 10) for _ in range(5))
 
 

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 PLACES = {
     "labels": "distill.training.teachers.fill",
     "step": "train_distill.distillation_loss",
-    "save": "train_distill.save_checkpoint",
+    "save": "distill.training.course.save_checkpoint",
     "evaluation": "train_distill.evaluate",
 }
 OPTIONS = (

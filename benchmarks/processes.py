@@ -41,7 +41,8 @@ def pairs_per_second(folder: Path, processes: int, batch_size: int, steps: int) 
     """Train for some steps and read the speed of all lines of metrics.jsonl but the first: the harmonic mean."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         run(
-            *("launch.py", "--config_file", f"accelerate_configs/{CONFIGS[processes]}", "train_distill.py"),
+            *("launch.py", "--config_file", f"accelerate_configs/{CONFIGS[processes]}"),
+            *("--mixed_precision", "no", "train_distill.py"),
             *("--pairs_dir", f"{folder}/pairs", "--teacher_model_name_or_path", get_model_path()),
             *("--student_model_name_or_path", f"{folder}/student", "--output_dir", output),
             *("--batch_size", str(batch_size), "--max_train_steps", str(steps), "--eval_steps", str(steps)),

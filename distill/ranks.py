@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import distributed
 
 from distill.command import SIGNALS, Stopped, UserError
@@ -179,6 +179,26 @@ def on_first_rank(work: Callable, accelerator: Accelerator, folder: Path | None 
     found = [together(lambda: work() if accelerator.is_main_process else None, accelerator, folder)]
     broadcast_object_list(found)
     return found[0]
+
+
+def launched(**settings) -> Accelerator:
+    """The processes that the launcher started, in the precision it names where the device computes in it, else in fp32.
+
+    A CPU without products of bf16 takes longer for them than for fp32's; none has those of fp16. `settings` are
+    Accelerator's. Raises what `check_processes` raises.
+    """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    has, lacks = torch.cpu.get_capabilities(), None
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        if precision == "bf16" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
+            lacks = "this CPU has no instructions for bf16"
+        elif precision == "fp16":
+            lacks = "fp16 needs a GPU"
+    accelerator = Accelerator(mixed_precision="no" if lacks else precision, **settings)
+    check_processes(accelerator)
+    if lacks:
+        accelerator.on_main_process(print)(f"{lacks}: this run computes in fp32")
+    return accelerator
 
 
 def check_processes(accelerator: Accelerator) -> None:

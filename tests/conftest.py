@@ -114,16 +114,33 @@ def fresh_process():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """As launched with --mixed_precision bf16 on a CPU that has it; torch computes it on any, if slowly."""
+    has = torch.cpu.get_capabilities()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**has, "avx512_bf16": True})
+
+    def launched() -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state(True)
+
+    return launched
+
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 STOPPED = os.EX_TEMPFAIL
-CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/multi_cpu.yaml"}
+# Most tests compare exact numbers: in fp32, which a CPU without bf16 has too
+CONFIGS = {
+    processes: (f"accelerate_configs/{name}.yaml", "--mixed_precision", "no")
+    for processes, name in ((1, "cpu"), (2, "multi_cpu"))
+}
 
 
 def script(name: str, *arguments: str, processes: int = 0, **variables: str) -> subprocess.CompletedProcess:
     """Run a script as users do: by python, or through `accelerate launch` on 1 or 2 CPU processes."""
     launcher = [sys.executable, name]
     if processes:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[processes], name]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", *CONFIGS[processes], name]
     return subprocess.run(
         [*launcher, *arguments], cwd=ROOT, env=ENVIRONMENT | variables, text=True, capture_output=True, timeout=300
     )
@@ -137,7 +154,7 @@ def launch(program: str, *options: str, processes: int = 2, config: tuple[str, .
 
     `config`: a configuration file, and more options for the launcher.
     """
-    command = [sys.executable, "launch.py", "--config_file", *(config or [CONFIGS[processes]]), program, *options]
+    command = [sys.executable, "launch.py", "--config_file", *(config or CONFIGS[processes]), program, *options]
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
@@ -176,8 +193,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 # The trainer with a fault on one rank, in the given call of a function. Other ranks than the first would get other dev
 # scores, as on other machines: what scores decide is decided by one.
 FAULTY = """
-import os, signal, sys
-import train_distill
+import importlib, os, signal, sys
 from distill.training import watching
 from benchmarks.kill_and_resume import acting_in, owner_of
 from distill.command import run
@@ -193,8 +209,9 @@ if os.environ.get("RANK", "0") == rank:
     owner, name = owner_of(place)
     action = error if fault == "error" else lambda: signal.raise_signal(int(fault))
     setattr(owner, name, acting_in(int(call), getattr(owner, name), action))
-with train_distill.listening():
-    run(train_distill.record(train_distill.main), train_distill.build_parser().parse_args(options))
+trainer = importlib.import_module(os.environ.get("TRAINER", "train_distill"))
+with trainer.listening():
+    run(trainer.record(trainer.main), trainer.build_parser().parse_args(options))
 """
 
 

@@ -9,6 +9,7 @@ import build_pairs  # noqa: F401
 import build_student  # noqa: F401
 import eval_sts  # noqa: F401
 import mine_pairs  # noqa: F401
+import train_bridge  # noqa: F401
 import train_distill  # noqa: F401
 
 

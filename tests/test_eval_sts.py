@@ -11,7 +11,7 @@ import forked
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from conftest import DATA, SAMPLES, needs_data, saved, tiny_encoder
 from matplotlib.image import imread
 from sentence_transformers import SentenceTransformer
@@ -385,10 +385,9 @@ def test_two_processes_give_the_scores_of_one(tmp_path, model):
     assert two[0]["sts"] == one[0]["sts"]
 
 
-def test_bf16(tmp_path, model, monkeypatch):
+def test_bf16(tmp_path, model, in_bf16):
     full = evaluate(tmp_path, "--model_name_or_path", model)["models"][0]["sts"]["en"]["pearson_cosine"]
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    AcceleratorState._reset_state(True)
+    in_bf16()
     PartialState._reset_state()
     scores = evaluate(tmp_path, "--model_name_or_path", model)
     assert scores["settings"]["mixed_precision"] == "bf16"

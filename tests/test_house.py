@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SCRIPTS = ["build_pairs", "build_student", "train_distill", "eval_sts", "mine_pairs"]
+SCRIPTS = ["build_pairs", "build_student", "train_distill", "train_bridge", "eval_sts", "mine_pairs"]
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:

@@ -199,7 +199,15 @@ def test_a_signal_while_the_launcher_imports_ends_it():
 @pytest.mark.parametrize("early", [True, False])
 def test_the_launcher_passes_signals_on(given, tmp_path, early):
     """It has no process yet to pass the signal to, or has two in training."""
-    command = [sys.executable, "launch.py", "--config_file", CONFIGS[2], "train_distill.py", *given, *folders(tmp_path)]
+    command = [
+        sys.executable,
+        "launch.py",
+        "--config_file",
+        *CONFIGS[2],
+        "train_distill.py",
+        *given,
+        *folders(tmp_path),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while not (caught(signal.SIGUSR1, process.pid) if early else checkpoint_steps(tmp_path)):
         assert process.poll() is None
@@ -220,7 +228,7 @@ def test_a_terminal_that_closes_stops_a_run_but_under_nohup(given, tmp_path, noh
         sys.executable,
         "launch.py",
         "--config_file",
-        CONFIGS[2],
+        *CONFIGS[2],
         "train_distill.py",
         *given,
         *folders(tmp_path),
@@ -270,7 +278,7 @@ def test_a_second_signal_ends_what_hangs(tmp_path, request, processes):
     (tmp_path / "hanging.py").write_text(HANGING)
     command = [sys.executable, str(tmp_path / "hanging.py")]
     if processes == 2:
-        command = [sys.executable, "-c", LAUNCHER, "--config_file", CONFIGS[2], *command[1:]]
+        command = [sys.executable, "-c", LAUNCHER, "--config_file", *CONFIGS[2], *command[1:]]
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
@@ -657,7 +665,7 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_kept(
     mounted = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && "$@"; code=$?; cp -r "$DISK" "$KEPT"; exit $code'
     command = ["unshare", "-rm", "bash", "-c", mounted, "bash", str(int(sizes[full_in])), str(disk)]
     environment = ENVIRONMENT | {"DISK": str(disk), "KEPT": str(kept)}
-    launcher = ["launch.py", "--config_file", CONFIGS[2]] if processes == 2 else []
+    launcher = ["launch.py", "--config_file", *CONFIGS[2]] if processes == 2 else []
     program = [sys.executable, *launcher, "train_distill.py", *given, *where]
     done = subprocess.run([*command, *program], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 2, done.stderr

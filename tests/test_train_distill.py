@@ -465,7 +465,7 @@ def test_steps_come_one_after_the_other_from_any_on_and_draw_no_random_numbers(t
     for number, step in enumerate(found, steps.per_epoch - 2):
         expected = steps[number]
         assert np.array_equal(step.bank, labels[steps.bank(number)])
-        assert np.array_equal(np.sort(step.rows), np.sort(expected.label_rows))
+        assert np.array_equal(np.sort(step.rows), np.sort(expected.rows))
         assert np.array_equal(step.labels, labels[step.rows])
         assert (
             step.weights.sum() == 2 * step.pairs and step.tokens == tokenized.tokens.lengths(expected.sentences).sum()
@@ -755,17 +755,32 @@ def test_compiled_padded_batches_learn_what_packed_ones_learn(pairs, teacher, st
     assert load_file(output / "student/model.safetensors").keys() == load_file(f"{student}/model.safetensors").keys()
 
 
-def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, monkeypatch, capsys):
+def test_bf16_learns_what_fp32_learns(pairs, teacher, student, tmp_path, in_bf16, capsys):
     more = ["--max_train_steps", "10", "--logging_steps", "1"]
     plain = train(pairs, teacher, student, tmp_path / "plain", *more)
-    AcceleratorState._reset_state(True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    in_bf16()
     output = train(pairs, teacher, student, tmp_path / "run", *more)
     assert "mixed precision: bf16" in capsys.readouterr().out
     assert metrics(output, "loss") != metrics(plain, "loss"), "it computed in half precision"
     np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=0.02)
     weights = load_file(output / "student/model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "precision, why", [("bf16", "this CPU has no instructions for bf16"), ("fp16", "fp16 needs a GPU")]
+)
+def test_a_precision_that_the_cpu_has_not_is_fp32(
+    pairs, teacher, student, tmp_path, monkeypatch, capsys, precision, why
+):
+    more = ["--max_train_steps", "3", "--logging_steps", "1"]
+    plain = train(pairs, teacher, student, tmp_path / "plain", *more)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    AcceleratorState._reset_state(True)
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    assert f"{why}: this run computes in fp32" in capsys.readouterr().out
+    np.testing.assert_allclose(metrics(output, "loss"), metrics(plain, "loss"), rtol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 with loss scaling needs a GPU")
@@ -1035,7 +1050,7 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_nothing(pairs, teacher, stude
     assert not output.exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, student, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, student, tmp_path, capsys, in_bf16):
     other, latest = (
         saved(tiny_encoder(seed=8, pooling="cls"), tmp_path / "other"),
         ["--resume_from_checkpoint", "latest"],
@@ -1053,8 +1068,7 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
     ):
         assert refused(pairs, teacher, student, output, "--max_train_steps", "2", *more)
         assert message in capsys.readouterr().err
-    AcceleratorState._reset_state(True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    in_bf16()
     assert refused(pairs, teacher, student, output, *latest)
     assert "was trained with --mixed_precision no, not bf16" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before

@@ -97,8 +97,8 @@ class Step(NamedTuple):
     """The sentences of an optimizer step, of the sides trained on. A source stands once for all of its pairs in it."""
 
     sentences: np.ndarray  # (n,) their numbers in TokenizedPairs
-    label_rows: np.ndarray  # (n,)
-    weights: np.ndarray  # (n,) how many of the step's pairs each is in
+    rows: np.ndarray  # (n,) of the dataset
+    weights: np.ndarray  # (n,) how many of the step's pairs each is in: a hard negative in none
     languages: np.ndarray  # (n,) 0 for a source, 1 + the number of its language for a target
 
 
@@ -106,6 +106,8 @@ class Steps:
     """Which pairs form which optimizer step: a pure function of (seed, epoch, step), whatever the processes.
 
     Where the side `source` is not trained on, rows without translations are `left_out`; UserError where no other is.
+    `negatives`, (rows, k): wrong translations of each row's source, as numbers of pairs, -1 where there is none; those
+    of a step's rows stand in it too.
     """
 
     def __init__(
@@ -117,11 +119,13 @@ class Steps:
         seed: int,
         sides: Collection[str] = SIDES,
         bank_size: int = 0,
+        negatives: np.ndarray | None = None,
     ):
         if "source" not in sides and pairs.languages == [UNTRANSLATED]:
             raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
         self.pairs, self.batch_size, self.sides = pairs, batch_size, sides
         self.order_settings, self.bank_size = (translations_per_source, temperature, seed), bank_size
+        self.negatives = negatives
         self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
         self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
         self.per_epoch = -(-self.pairs_per_epoch // batch_size)
@@ -144,6 +148,10 @@ class Steps:
             taken = self.pairs.translated(taken)
             rows, languages = self.pairs.row_of_pair[taken], self.pairs.language_of_pair[taken]
             of_sides.append((self.pairs.target_of_pair(taken), rows, np.ones_like(taken), languages + 1))
+        if self.negatives is not None:
+            wrong = np.setdiff1d(self.negatives[self.pairs.row_of_pair[taken]], [-1, *taken])
+            rows, languages = self.pairs.row_of_pair[wrong], self.pairs.language_of_pair[wrong]
+            of_sides.append((self.pairs.target_of_pair(wrong), rows, np.zeros_like(wrong), languages + 1))
         return Step(*map(np.concatenate, zip(*of_sides, strict=True)))
 
     def bank(self, step: int) -> np.ndarray:
@@ -174,10 +182,12 @@ class RankStep(NamedTuple):
     pairs: int  # of the step, over all ranks
     weight: int  # of the step's sentences, over all ranks
     rows: np.ndarray  # (n,) of the dataset
-    labels: Tensor  # (n, dimension) float32
+    labels: Tensor  # (n, dimension) float32; of a loss without labels (n, 0)
     weights: Tensor  # (n,) float32
     languages: Tensor  # (n,) int64
     bank: Tensor  # (size, dimension) float32, labels of other rows
+    places: Tensor  # (n,) int64, in the step over all ranks; of a sentence with weight 0 that only takes part, its size
+    of_all: dict[str, Tensor]  # rows, weights and languages of all of the step's sentences
     inputs: list[dict]  # of each micro-batch, as SentenceEncoder.inputs gives them
     sizes: list[int]  # sentences of each micro-batch
     tokens: int  # without padding
@@ -185,7 +195,8 @@ class RankStep(NamedTuple):
     def on(self, device: torch.device) -> "RankStep":
         """The same with its tensors on a device."""
         inputs = [to_device(batch, device) for batch in self.inputs]
-        return RankStep(**to_device(self._asdict() | {"inputs": inputs}, device))
+        of_all = to_device(self.of_all, device)
+        return RankStep(**to_device(self._asdict() | {"inputs": inputs, "of_all": of_all}, device))
 
     def micro_batches(self) -> Iterator[tuple[dict, Tensor, Tensor]]:
         """Inputs, labels and weights of each micro-batch."""
@@ -209,21 +220,24 @@ class RankSteps(Dataset):
         step, pairs = self.steps[number], self.steps.pairs
         lengths = pairs.lengths(step.sentences)
         order = np.argsort(-lengths, kind="stable")
-        parts, weights = [], []
+        parts, weights, stand = [], [], []
         for dealt in self.student.cut(lengths[order[:: self.world]], self.max_tokens, self.packed):
             places = dealt * self.world + self.rank
             part = order[places[places < len(order)]]
             weights.append(step.weights[part] if len(part) else np.zeros(1))
+            stand.append(part if len(part) else [len(order)])
             parts.append(part if len(part) else order[-1:])
         taken = np.concatenate(parts)
         return RankStep(
             pairs=self.steps.pairs_before(number + 1) - self.steps.pairs_before(number),
             weight=int(step.weights.sum()),
-            rows=step.label_rows[taken],
-            labels=torch.from_numpy(self.labels[step.label_rows[taken]]).float(),
+            rows=step.rows[taken],
+            labels=torch.from_numpy(self.labels[step.rows[taken]]).float(),
             weights=torch.from_numpy(np.concatenate(weights)).float(),
             languages=torch.from_numpy(step.languages[taken]).long(),
             bank=torch.from_numpy(self.labels[self.steps.bank(number)]).float(),
+            places=torch.from_numpy(np.concatenate(stand)).long(),
+            of_all={name: torch.from_numpy(getattr(step, name)).long() for name in ("rows", "weights", "languages")},
             inputs=[self.student.batch(*pairs.token_ids(step.sentences[part]), self.packed) for part in parts],
             sizes=[len(part) for part in parts],
             tokens=int(lengths[taken].sum()),

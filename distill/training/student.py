@@ -42,6 +42,19 @@ SCHEDULES = {
 START_SAMPLE = 4000  # rows whose sentences a projection starts from
 
 
+def open_student(
+    path: str, max_seq_length: int, prompt: str | None, prompt_name: str | None, accelerator: Accelerator
+) -> SentenceEncoder:
+    """A student as it is trained: without its last Normalize, and what no vector comes from is frozen."""
+    student = SentenceEncoder.from_pretrained(path, max_seq_length, prompt, prompt_name)
+    if student.max_seq_length < max_seq_length:
+        say = accelerator.on_main_process(print)
+        say(f"--max_seq_length {max_seq_length}: the student reads {student.max_seq_length} tokens at most")
+    student.before_normalize = True
+    student.freeze_unused()
+    return student
+
+
 def load_student(
     path: str,
     max_seq_length: int,
@@ -53,17 +66,12 @@ def load_student(
     accelerator: Accelerator,
 ) -> SentenceEncoder:
     """The student for such labels; UserError when nothing is to bring its vectors to their width."""
-    student = SentenceEncoder.from_pretrained(path, max_seq_length, prompt, prompt_name)
-    say = accelerator.on_main_process(print)
+    student = open_student(path, max_seq_length, prompt, prompt_name, accelerator)
     if labelling.prompted or student.prompt:
-        say(", ".join([*labelling.reads, f"student reads {student.reads}"]))
-    if student.max_seq_length < max_seq_length:
-        say(f"--max_seq_length {max_seq_length}: the student reads {student.max_seq_length} tokens at most")
+        accelerator.on_main_process(print)(", ".join([*labelling.reads, f"student reads {student.reads}"]))
     if projection:
         linear = torch.nn.Linear(student.dimension, labelling.width)
         student.dense.append(torch.nn.Sequential(linear, torch.nn.Identity()))
-    student.before_normalize = True
-    student.freeze_unused()
     width, own = labelling.width, student.dimension
     widths = f"{labelling.called} gives vectors of {width} dimensions and {path} of {own}"
     if label_pca and width <= own:
@@ -167,12 +175,17 @@ def packs(student: SentenceEncoder, asked: str | None, dropout: float, accelerat
     return can and asked != "padded"
 
 
-def settle_rates(args: argparse.Namespace) -> None:
-    """Bring --decay_ratio to what it is where it is not given; UserError for learning rates that nothing takes."""
+def settle_decay(args: argparse.Namespace) -> None:
+    """Bring --decay_ratio to what it is where it is not given; UserError where nothing takes it."""
     if args.decay_ratio and args.lr_scheduler_type != "wsd":
         raise UserError("--decay_ratio is for --lr_scheduler_type wsd: give both, or leave it out")
     if args.lr_scheduler_type == "wsd":
         args.decay_ratio = args.decay_ratio or 0.2
+
+
+def settle_rates(args: argparse.Namespace) -> None:
+    """As `settle_decay`; UserError for learning rates that nothing takes."""
+    settle_decay(args)
     if args.embedding_learning_rate and args.freeze_embeddings:
         raise UserError("--embedding_learning_rate: --freeze_embeddings leaves them as they are, leave one out")
     if args.projection_learning_rate and not args.projection:

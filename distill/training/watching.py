@@ -39,8 +39,8 @@ def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
     return fingerprint(best_metric, *(part for content in contents for part in content))
 
 
-def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, accelerator: Accelerator) -> dict:
-    """Dev scores: translation accuracy and negative MSE per language, STS where given, and the means over both.
+def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray | None, sts, accelerator: Accelerator) -> dict:
+    """Dev scores: translation accuracy per language, STS where given, the means over both; with labels negative MSE.
 
     A language of one pair has no accuracy, since one pair is no retrieval; UserError where no language has one.
     """
@@ -58,7 +58,8 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray, sts, acceler
         for language, listed in sorted(pairs.items()):
             rows, sources, targets = zip(*listed, strict=True)
             source, target = (np.stack([vector[s] for s in side]) for side in (sources, targets))
-            result["bitext"][language] = {"negative_mse": negative_mse(dev_labels[list(rows)], target)}
+            found = {} if dev_labels is None else {"negative_mse": negative_mse(dev_labels[list(rows)], target)}
+            result["bitext"][language] = found
             if len(listed) > 1:
                 hits = translation_hits(sources, targets, source, target, device=accelerator.device)
                 result["bitext"][language] |= translation_accuracy(hits)

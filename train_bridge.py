@@ -1,0 +1,331 @@
+"""Teach a student to find translations: the article's other approach (Reimers & Gurevych 2020, arXiv 2004.09813).
+
+    accelerate launch train_bridge.py --pairs_dir pairs/ --output_dir run/ \\
+        --student_model_name_or_path xlm-roberta-base --sts_dev 'stsb-{en,it}-dev.csv'
+
+A dual encoder with shared weights and no teacher: of a step's sentences each has to be nearest to its translation, the
+others are its negatives; with --hard_negatives also the nearest wrong translations of all. So the loss depends on
+--batch_size, but neither on the number of processes nor on that of forwards. `run/student/` is a sentence-transformers
+folder.
+"""
+
+import argparse
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.command import Parser, UserError, at_least, between, not_negative, part, positive, run, share
+from distill.encoder.packing import ending_out_of_memory, to_device
+from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.folders import TRAINED, check_output, claimed
+from distill.mining.negatives import hard_negatives
+from distill.pairs.pairs_folder import load_splits, pairs_report
+from distill.ranks import listening, noting_mistakes, on_first_rank, together
+from distill.scoring.sts import read_sts
+from distill.students.audit import check_tokenizer
+from distill.training.cache import content_fingerprint, fingerprint
+from distill.training.checkpoints import LOCK, Progress, chosen_by, find_checkpoint, resume, write_args
+from distill.training.course import BEST, TRACKERS, Course, Plan, start
+from distill.training.ranking import Ranking
+from distill.training.steps import RankStep, RankSteps, Steps, few_pairs
+from distill.training.student import (
+    SCHEDULES,
+    LearningRates,
+    check_rate,
+    gathered,
+    open_student,
+    optimizer_and_schedule,
+    packs,
+    rate_factor,
+    settle_decay,
+    settle_exchange,
+    shape_student,
+    update,
+)
+from distill.training.teachers import ModelTeacher
+from distill.training.tokens import UNTRANSLATED, TokenizedPairs
+from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, progress_bar
+
+# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
+DECIDING = (
+    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
+    *("scale", "margin", "hard_negatives", "relative_margin"),
+    *("learning_rate", "lr_scheduler_type", "decay_ratio"),
+    *("warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
+    *("freeze_embeddings", "freeze_layers", "allow_tf32", "bf16_exchange"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__, "accelerate launch", __file__)
+    # fmt: off
+    data = parser.add_argument_group("data and student")
+    data.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py")
+    data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
+    data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
+    data.add_argument("--cache_dir", help="folder for what is computed once (if not given: cache/ in the pairs folder)")
+    prompts = data.add_mutually_exclusive_group()
+    prompts.add_argument("--student_prompt", type=str, metavar="TEXT", help="put before what it reads ('': nothing)")
+    prompts.add_argument("--student_prompt_name", metavar="NAME", help="its folder's (if not given: the default)")
+    data.add_argument("--max_seq_length", type=at_least(1), default=128, help="tokens the student reads of a sentence")
+    data.add_argument("--allow_unknown_tokens", action="store_true", help="even above 5%% of a language's tokens")
+    task = parser.add_argument_group("task")
+    task.add_argument("--batch_size", type=at_least(2), default=64, help="pairs per step, over all processes")
+    task.add_argument("--scale", type=positive, default=20.0, help="times the cosines")
+    task.add_argument("--margin", type=not_negative, default=0.0, help="taken from the cosine of a pair")
+    task.add_argument("--hard_negatives", type=at_least(0), default=0, metavar="K", help="of each source in a step")
+    task.add_argument("--negatives_model_name_or_path", metavar="M", help="finds them (if not given: the student)")
+    task.add_argument("--relative_margin", type=share, metavar="R", help="by which right ones are nearer (0.05)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
+    training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
+    training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
+    training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")
+    training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
+    training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
+    training.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="linear", help="after the warm-up")
+    training.add_argument("--decay_ratio", type=part, help="share of steps with falling learning rate, of wsd (0.2)")
+    training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")
+    training.add_argument("--adam_epsilon", type=positive, default=1e-8, help="epsilon of AdamW")
+    training.add_argument("--weight_decay", type=not_negative, default=0.01, help="not on biases and norms")
+    training.add_argument("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm")
+    training.add_argument("--dropout", type=share, default=0.0, help="rate while training, in place of the student's")
+    training.add_argument("--seed", type=at_least(0), default=42, help="decides the order of the pairs and dropout")
+    memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
+    memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
+    memory.add_argument("--attn_implementation", choices=["packed", "padded"], help="(packed where it can be)")
+    memory.add_argument("--bf16_exchange", action="store_true", help="gradients go in bf16 from process to process")
+    memory.add_argument("--torch_compile", action="store_true", help="compile the student: for long runs on a GPU")
+    memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
+    memory.add_argument("--dataloader_num_workers", type=int, choices=[0, 1], help="1 prepares steps ahead (GPU 1)")
+    memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
+    memory.add_argument("--freeze_layers", type=at_least(0), default=0, help="first layers that stay as they are")
+    watching = parser.add_argument_group("evaluation and checkpoints")
+    watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
+    watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
+    watching.add_argument("--early_stopping_patience", type=at_least(1), help="evaluations without a better one")
+    watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
+    watching.add_argument("--eval_steps", type=at_least(1), default=500, help="steps between dev evaluations")
+    watching.add_argument("--logging_steps", type=at_least(1), default=10, help="steps between lines of metrics.jsonl")
+    watching.add_argument("--checkpointing_steps", type=at_least(1), default=1000, help="steps between checkpoints")
+    watching.add_argument("--checkpoints_total_limit", type=at_least(1), default=2, help="newest checkpoints to keep")
+    watching.add_argument("--resume_from_checkpoint", metavar="latest|PATH", help="latest: if there is one")
+    # fmt: on
+    return parser
+
+
+def backward(model, ranking: Ranking, step: RankStep, accelerator: Accelerator) -> list[Tensor]:
+    """Gradients of the step's loss, summed over its micro-batches; the errors (1, n) of this rank's sentences.
+
+    Each is compared with those of all micro-batches and ranks. So the gradients of all vectors come first, those of
+    the weights from them, micro-batch by micro-batch: GradCache, Gao et al. 2021, arXiv 2101.06983.
+    """
+    at_once = len(step.inputs) == 1  # then one forward gives the vectors, and is gone back through
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.set_grad_enabled(at_once), torch.random.fork_rng(devices, enabled=not at_once):
+        parts = [model(**inputs) for inputs in step.inputs]
+    mine = torch.cat(parts).detach()
+    # Each rank puts its vectors in their places, and the sum over the ranks has all; what only takes part comes last
+    size = len(step.of_all["rows"])
+    placed = mine.new_zeros(size + 1, mine.shape[1]).index_copy(0, step.places, mine)
+    vectors = accelerator.reduce(placed)[:size].requires_grad_()
+    errors = ranking.errors(vectors, **step.of_all)
+    (errors.sum() / step.weight).backward()
+    gradients = torch.cat([vectors.grad, torch.zeros_like(mine[:1])])[step.places].split(step.sizes)
+    for number, (inputs, gradient) in enumerate(zip(step.inputs, gradients, strict=True), 1):
+        # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
+        together = number == len(step.sizes) or accelerator.is_fsdp2
+        with nullcontext() if together else accelerator.no_sync(model):
+            found = parts[0] if at_once else model(**inputs)
+            accelerator.backward((found * gradient).sum() * accelerator.num_processes)
+    return [torch.cat([errors.detach(), errors.new_zeros(1)])[step.places][None]]
+
+
+# ---------------------------------------------------------------- what the run is made of
+
+
+def settle_task(args: argparse.Namespace) -> None:
+    """Make what is not given what it is then; UserError for options of hard negatives where there are none."""
+    for option in ("negatives_model_name_or_path", "relative_margin"):
+        if getattr(args, option) is not None and not args.hard_negatives:
+            raise UserError(f"--{option} does nothing without --hard_negatives: give both, or leave it out")
+    if args.hard_negatives:
+        args.negatives_model_name_or_path = args.negatives_model_name_or_path or args.student_model_name_or_path
+        args.relative_margin = 0.05 if args.relative_margin is None else args.relative_margin
+
+
+def find_student(args: argparse.Namespace, accelerator: Accelerator) -> SentenceEncoder:
+    """The student, as training is told to shape it."""
+    reads = args.student_model_name_or_path, args.max_seq_length, args.student_prompt, args.student_prompt_name
+    student = open_student(*reads, accelerator)
+    if student.prompt:
+        accelerator.on_main_process(print)(f"student reads {student.reads}")
+    shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
+    shape_student(student, *shape)
+    set_seed(args.seed, device_specific=True)
+    return student
+
+
+def find_negatives(
+    args: argparse.Namespace, dataset, pairs: TokenizedPairs, cache_dir: Path, accelerator: Accelerator
+) -> tuple[np.ndarray | None, str | None]:
+    """Wrong translations of each source, and what the model is called that found them; none where not asked for.
+
+    The model is not in memory afterwards.
+    """
+    if not args.hard_negatives:
+        return None, None
+    prompt, name = args.student_prompt, args.student_prompt_name
+    own = args.negatives_model_name_or_path == args.student_model_name_or_path  # another reads its folder's prompt
+    of_student = {"prompt": prompt, "prompt_name": name} if own else {}
+    model = ModelTeacher(args.negatives_model_name_or_path, accelerator, **of_student)
+    asked = args.hard_negatives, args.relative_margin
+    found = hard_negatives(dataset, pairs, model, *asked, cache_dir, accelerator)
+    have = np.mean([(part >= 0).any(1).mean() for part in np.array_split(found, max(1, len(found) // 65536))])
+    accelerator.on_main_process(print)(f"{have:.1%} of the sources have hard negatives")
+    return found, model.name
+
+
+def find_steps(
+    args: argparse.Namespace, pairs: TokenizedPairs, negatives: np.ndarray | None, accelerator: Accelerator
+) -> tuple[Steps, int]:
+    """What each step is made of, and how many the run takes."""
+    if UNTRANSLATED in pairs.languages:
+        raise UserError(f"{args.pairs_dir} has rows without translations, to which nothing is right: leave them out")
+    say = accelerator.on_main_process(print)
+    given = args.batch_size, args.translations_per_source, args.language_temperature, args.seed
+    steps = together(lambda: Steps(pairs, *given, negatives=negatives), accelerator)
+    if few := few_pairs(args.batch_size, accelerator):
+        say(few)
+    return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
+
+
+def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
+    """What a run must go on with, as options and for `load_checkpoint`. Some schedules can be extended."""
+    fixed = total_steps if args.lr_scheduler_type in ("linear", "cosine") else None
+    return {f"--{name}": getattr(args, name) for name in DECIDING} | {
+        "--mixed_precision": precision,
+        "--max_train_steps or --num_train_epochs for a number of steps of": fixed,
+        "--student_prompt": repr(student.prompt),
+        "from a student of other settings": fingerprint(student.settings),
+    }
+
+
+# ---------------------------------------------------------------- the run
+
+
+def main(args: argparse.Namespace) -> None:
+    settle_task(args)
+    settle_decay(args)
+    accelerator = start(args.report_to, args.output_dir, args.bf16_exchange, args.allow_tf32)
+    with ExitStack() as ends:  # what ends with the run
+        # Of two runs in one folder the second is refused
+        on_first_rank(partial(ends.enter_context, claimed(args.output_dir, LOCK)), accelerator)
+        train(args, accelerator, ends)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -> None:
+    # What is asked for
+    device, say = accelerator.device, accelerator.on_main_process(print)
+    output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
+    on_gpu, best_metric = device.type != "cpu", chosen_by(args.metric_for_best_model, args.sts_dev)
+    max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
+    workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
+    on_first_rank(partial(check_output, output_dir / "student", args, TRAINED, keep=True), accelerator)
+    checkpoint = on_first_rank(lambda: find_checkpoint(args.resume_from_checkpoint, output_dir, cache_dir), accelerator)
+
+    # Data and student; token ids and hard negatives once
+    splits = together(partial(load_splits, args.pairs_dir), accelerator)
+    trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
+    sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
+    student = together(partial(find_student, args, accelerator), accelerator)
+    content = content_fingerprint(splits["train"], accelerator)
+    pairs = TokenizedPairs(splits["train"], content, student, cache_dir, accelerator)
+    trained_on |= pairs.counts(("source", "target"))
+    read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
+    say(on_first_rank(partial(check_tokenizer, *read), accelerator))
+    negatives, found_by = find_negatives(args, splits["train"], pairs, cache_dir, accelerator)
+
+    # Optimizer and schedule
+    ranking = Ranking(args.scale, args.margin)
+    steps, total_steps = find_steps(args, pairs, negatives, accelerator)
+    factor = rate_factor(args.lr_scheduler_type, total_steps, args.warmup_ratio, args.decay_ratio)
+    rates = LearningRates(args.learning_rate)
+    optimizer, schedule = optimizer_and_schedule(student, rates, factor, args.adam_epsilon, args.weight_decay)
+    # FSDP spreads the student over the ranks, where only training can use it.
+    whole = deepcopy(student).cpu() if accelerator.is_fsdp2 else student
+    model, optimizer = accelerator.prepare(student, optimizer)
+
+    # Resume
+    progress = Progress()
+    settings = run_settings(args, accelerator.mixed_precision, total_steps, whole) | {
+        "on other pairs, or with another tokenizer": steps.fingerprint,
+        "on hard negatives that another model found": found_by,
+        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
+    }
+    accelerator.register_for_checkpointing(schedule, progress)
+    saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
+    together(partial(check_rate, schedule, progress.step), accelerator)
+    on_first_rank(partial(write_args, output_dir, args), accelerator)
+    accelerator.init_trackers("train_bridge", {name: str(value) for name, value in vars(args).items()})
+    metrics = Metrics(output_dir, progress.lines, accelerator)
+    bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
+    tally = Tally(ranking, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
+
+    def dev_scores(found: SentenceEncoder) -> dict:
+        return evaluate(found, splits["dev"], None, sts, accelerator)
+
+    every = args.logging_steps, args.eval_steps, args.checkpointing_steps, args.checkpoints_total_limit
+    plan = Plan(total_steps, *every, args.early_stopping_patience, best_metric)
+    about, rate = vars(args) | {"trained_on": trained_on}, lambda: args.learning_rate * factor(progress.step - 1)
+    find = partial(gathered, whole, student, device)
+    course = Course(plan, progress, saved, about, settings, metrics, tally, accelerator, rate, find, dev_scores)
+
+    # The loop
+    packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
+    no_labels = np.empty((len(splits["train"]), 0), np.float32)
+    rank_steps = RankSteps(steps, no_labels, student, packed, max_tokens, accelerator)
+    if isinstance(model, DistributedDataParallel):
+        settle_exchange(model, to_device(student.inputs([pairs[0]]), device), args.bf16_exchange)
+    model.train()
+    coming = rank_steps.coming(progress.step, total_steps, workers)
+    while course.goes_on():
+        # A step: gradients of the ranking loss; an update of the weights
+        tally.start()
+        optimizer.zero_grad()
+        step = errors = None
+        with ending_out_of_memory(rank_steps.halve):
+            step = next(coming).on(device)
+            errors = backward(model, ranking, step, accelerator)
+        if errors is None:  # memory has run out: the step is taken again, in smaller forwards
+            coming = None
+            coming = rank_steps.coming(progress.step, total_steps, workers)
+            continue
+        norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        with noting_mistakes():  # the next agreement tells of them
+            update(optimizer)
+        schedule.step()
+        progress.step += 1
+        tally.add(progress.step, step, errors, norm)
+
+    # student/ is already there, written when the best dev score was reached
+    course.end()
+    # Torch's group ends here. Had DDP the last hold on it, it would end with the interpreter's lock, for which the
+    # group's threads may wait.
+    model = accelerator.free_memory(model)
+    accelerator.end_training()
+    course.report()
+
+
+if __name__ == "__main__":
+    with listening():
+        run(record(main), build_parser().parse_args())
