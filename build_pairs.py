@@ -44,11 +44,13 @@ from distill.pairs.readers import languages_of_spec, read_corpus
 from distill.pairs.schemas import ALONE
 from distill.pairs.selection import Account, select, split_of
 from distill.pairs.tables import FORMATS
+from distill.text_files import expand_globs
 
 CORPUS_HELP = (
-    "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a saved Arrow folder, one of mine_pairs.py, a hub "
-    "id[:config[:split]], or line-aligned text in quoted braces ('train.{en,de}.gz'); en+it=SPEC says the languages of "
-    "two columns; en=FILE is text of the source language alone"
+    "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a .zip of OPUS, a saved Arrow folder, one of "
+    "mine_pairs.py, a hub id[:config[:split]], or line-aligned text in quoted braces ('train.{en,de}.gz'); patterns of "
+    "files in quotes ('*.tsv'), URLs; en+it=SPEC says the languages of two columns; en=FILE is text of the source "
+    "language alone"
 )
 EXCLUDE_HELP = "evaluation files whose sentences to drop, whatever holds them; braces allowed"
 
@@ -252,6 +254,7 @@ def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, accoun
 def main(args: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
     args.source_language = required_tag(args.source_language, "--source_language")
+    args.corpus = [path for spec in args.corpus for path in expand_globs(spec)]
     check(args)
     wanted = None
     if args.target_languages != ["all"]:

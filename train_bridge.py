@@ -35,7 +35,7 @@ from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint, fingerprint
 from distill.training.checkpoints import LOCK, Progress, chosen_by, find_checkpoint, resume, write_args
 from distill.training.course import BEST, TRACKERS, Course, Plan, start
-from distill.training.ranking import Ranking
+from distill.training.ranking import Ranking, choices
 from distill.training.steps import RankStep, RankSteps, Steps, few_pairs
 from distill.training.student import (
     SCHEDULES,
@@ -82,8 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     task.add_argument("--batch_size", type=at_least(2), default=64, help="pairs per step, over all processes")
     task.add_argument("--scale", type=positive, default=20.0, help="times the cosines")
     task.add_argument("--margin", type=not_negative, default=0.0, help="taken from the cosine of a pair")
-    task.add_argument("--hard_negatives", type=at_least(0), default=0, metavar="K", help="of each source in a step")
+    task.add_argument("--hard_negatives", type=at_least(0, 1000), default=0, metavar="K", help="of each source")
     task.add_argument("--negatives_model_name_or_path", metavar="M", help="finds them (if not given: the student)")
+    task.add_argument("--negatives_prompt", type=str, metavar="TEXT", help="that it reads (if not given: its folder's)")
     task.add_argument("--relative_margin", type=share, metavar="R", help="by which right ones are nearer (0.05)")
     training = parser.add_argument_group("training")
     training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
@@ -135,19 +136,20 @@ def backward(model, ranking: Ranking, step: RankStep, accelerator: Accelerator) 
         parts = [model(**inputs) for inputs in step.inputs]
     mine = torch.cat(parts).detach()
     # Each rank puts its vectors in their places, and the sum over the ranks has all; what only takes part comes last
-    size = len(step.of_all["rows"])
-    placed = mine.new_zeros(size + 1, mine.shape[1]).index_copy(0, step.places, mine)
-    vectors = accelerator.reduce(placed)[:size].requires_grad_()
+    placed = mine.new_zeros(step.size + 1, mine.shape[1]).index_copy(0, step.places, mine)
+    vectors = accelerator.reduce(placed)[:-1].requires_grad_()
     errors = ranking.errors(vectors, **step.of_all)
     (errors.sum() / step.weight).backward()
     gradients = torch.cat([vectors.grad, torch.zeros_like(mine[:1])])[step.places].split(step.sizes)
     for number, (inputs, gradient) in enumerate(zip(step.inputs, gradients, strict=True), 1):
         # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
-        together = number == len(step.sizes) or accelerator.is_fsdp2
-        with nullcontext() if together else accelerator.no_sync(model):
+        last = number == len(step.sizes) or accelerator.is_fsdp2
+        with nullcontext() if last else accelerator.no_sync(model):
             found = parts[0] if at_once else model(**inputs)
             accelerator.backward((found * gradient).sum() * accelerator.num_processes)
-    return [torch.cat([errors.detach(), errors.new_zeros(1)])[step.places][None]]
+    # Of vectors that are no numbers all errors are none: only theirs say so
+    errors = errors.detach().nan_to_num().masked_fill(~vectors.isfinite().all(1), torch.nan)
+    return [torch.cat([errors, errors.new_zeros(1)])[step.places][None]]
 
 
 # ---------------------------------------------------------------- what the run is made of
@@ -158,49 +160,56 @@ def settle_task(args: argparse.Namespace) -> None:
     for option in ("negatives_model_name_or_path", "relative_margin"):
         if getattr(args, option) is not None and not args.hard_negatives:
             raise UserError(f"--{option} does nothing without --hard_negatives: give both, or leave it out")
-    if args.hard_negatives:
-        args.negatives_model_name_or_path = args.negatives_model_name_or_path or args.student_model_name_or_path
-        args.relative_margin = 0.05 if args.relative_margin is None else args.relative_margin
+    if args.negatives_prompt is not None and not args.negatives_model_name_or_path:
+        raise UserError("--negatives_prompt is for --negatives_model_name_or_path: the student has --student_prompt")
+    if args.hard_negatives and args.relative_margin is None:
+        args.relative_margin = 0.05
+    if args.batch_size <= args.translations_per_source:
+        raise UserError("--batch_size must be above --translations_per_source: else a step has nothing to choose among")
+    if args.torch_compile and args.dropout:
+        raise UserError("--torch_compile with --dropout: a sentence is encoded twice, and would drop out differently")
 
 
 def find_student(args: argparse.Namespace, accelerator: Accelerator) -> SentenceEncoder:
     """The student, as training is told to shape it."""
+    set_seed(args.seed)  # the same on all ranks, for weights that it gets anew
     reads = args.student_model_name_or_path, args.max_seq_length, args.student_prompt, args.student_prompt_name
     student = open_student(*reads, accelerator)
     if student.prompt:
         accelerator.on_main_process(print)(f"student reads {student.reads}")
     shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
     shape_student(student, *shape)
-    set_seed(args.seed, device_specific=True)
     return student
 
 
 def find_negatives(
-    args: argparse.Namespace, dataset, pairs: TokenizedPairs, cache_dir: Path, accelerator: Accelerator
+    args: argparse.Namespace, dataset, content: str, pairs: TokenizedPairs, cache_dir: Path, accelerator: Accelerator
 ) -> tuple[np.ndarray | None, str | None]:
-    """Wrong translations of each source, and what the model is called that found them; none where not asked for.
+    """Wrong translations of each source, and a name for them; none where not asked for. UserError where none is found.
 
-    The model is not in memory afterwards.
+    The model that finds them is not in memory afterwards.
     """
     if not args.hard_negatives:
         return None, None
-    prompt, name = args.student_prompt, args.student_prompt_name
-    own = args.negatives_model_name_or_path == args.student_model_name_or_path  # another reads its folder's prompt
-    of_student = {"prompt": prompt, "prompt_name": name} if own else {}
-    model = ModelTeacher(args.negatives_model_name_or_path, accelerator, **of_student)
+    # Another model reads its folder's prompt
+    prompts = {"prompt": args.student_prompt, "prompt_name": args.student_prompt_name}
+    if args.negatives_model_name_or_path:
+        prompts = {"prompt": args.negatives_prompt}
+    model = ModelTeacher(args.negatives_model_name_or_path or args.student_model_name_or_path, accelerator, **prompts)
     asked = args.hard_negatives, args.relative_margin
-    found = hard_negatives(dataset, pairs, model, *asked, cache_dir, accelerator)
-    have = np.mean([(part >= 0).any(1).mean() for part in np.array_split(found, max(1, len(found) // 65536))])
-    accelerator.on_main_process(print)(f"{have:.1%} of the sources have hard negatives")
-    return found, model.name
+    found, name = hard_negatives(dataset, content, pairs, model, *asked, cache_dir, accelerator)
+    starts = range(0, len(found), 1 << 16)
+    having = on_first_rank(lambda: sum(int((found[i : i + (1 << 16), 0] >= 0).sum()) for i in starts), accelerator)
+    if not having:
+        raise UserError("no source has a hard negative: lower --relative_margin, or leave out --hard_negatives")
+    accelerator.on_main_process(print)(f"{having:,} of {len(found):,} sources have hard negatives")
+    return found, name
 
 
 def find_steps(
     args: argparse.Namespace, pairs: TokenizedPairs, negatives: np.ndarray | None, accelerator: Accelerator
 ) -> tuple[Steps, int]:
     """What each step is made of, and how many the run takes."""
-    if UNTRANSLATED in pairs.languages:
-        raise UserError(f"{args.pairs_dir} has rows without translations, to which nothing is right: leave them out")
     say = accelerator.on_main_process(print)
     given = args.batch_size, args.translations_per_source, args.language_temperature, args.seed
     steps = together(lambda: Steps(pairs, *given, negatives=negatives), accelerator)
@@ -250,10 +259,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     student = together(partial(find_student, args, accelerator), accelerator)
     content = content_fingerprint(splits["train"], accelerator)
     pairs = TokenizedPairs(splits["train"], content, student, cache_dir, accelerator)
+    if UNTRANSLATED in pairs.languages or len(splits["train"]) < 2:
+        lacks = "two source sentences to choose among, and no rows without translations (--keep_untranslated)"
+        raise UserError(f"{args.pairs_dir}: build the pairs anew, this trainer needs {lacks}")
     trained_on |= pairs.counts(("source", "target"))
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
-    negatives, found_by = find_negatives(args, splits["train"], pairs, cache_dir, accelerator)
+    negatives, found = find_negatives(args, splits["train"], content, pairs, cache_dir, accelerator)
 
     # Optimizer and schedule
     ranking = Ranking(args.scale, args.margin)
@@ -265,11 +277,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     whole = deepcopy(student).cpu() if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
 
+    set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
+
     # Resume
     progress = Progress()
     settings = run_settings(args, accelerator.mixed_precision, total_steps, whole) | {
         "on other pairs, or with another tokenizer": steps.fingerprint,
-        "on hard negatives that another model found": found_by,
+        "on other hard negatives": found,
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     accelerator.register_for_checkpointing(schedule, progress)
@@ -292,8 +306,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # The loop
     packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
-    no_labels = np.empty((len(splits["train"]), 0), np.float32)
-    rank_steps = RankSteps(steps, no_labels, student, packed, max_tokens, accelerator)
+    of_all = partial(choices, pairs=pairs)
+    rank_steps = RankSteps(steps, None, student, packed, max_tokens, accelerator, of_all)
     if isinstance(model, DistributedDataParallel):
         settle_exchange(model, to_device(student.inputs([pairs[0]]), device), args.bf16_exchange)
     model.train()

@@ -164,8 +164,8 @@ def backward(model, loss: Loss, step: RankStep, accelerator: Accelerator) -> lis
     errors = []
     for number, (inputs, labels, weights) in enumerate(step.micro_batches(), 1):
         # Gradients are exchanged with the last one; DDP takes their mean over the ranks, the loss is their sum
-        together = number == len(step.sizes) or accelerator.is_fsdp2  # which else keeps whole gradients on every rank
-        with nullcontext() if together else accelerator.no_sync(model):
+        last = number == len(step.sizes) or accelerator.is_fsdp2  # which else keeps whole gradients on every rank
+        with nullcontext() if last else accelerator.no_sync(model):
             error = distillation_loss(loss, model(**inputs), labels, weights, step.bank)
             accelerator.backward(loss.total(error).sum() / step.weight * accelerator.num_processes)
         errors.append(error.detach())
@@ -193,7 +193,6 @@ def find_student(args: argparse.Namespace, labelling: Labelling, accelerator: Ac
     student = load_student(*reads, args.projection, args.label_pca, labelling, accelerator)
     shape = args.freeze_embeddings, args.freeze_layers, args.torch_compile, args.gradient_checkpointing, args.dropout
     shape_student(student, *shape)
-    set_seed(args.seed, device_specific=True)
     return student
 
 
@@ -272,6 +271,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # FSDP spreads the student over the ranks, where only training can use it.
     whole = deepcopy(student).cpu() if accelerator.is_fsdp2 else student
     model, optimizer = accelerator.prepare(student, optimizer)
+
+    set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
 
     # Resume
     progress = Progress()

@@ -80,7 +80,7 @@ def calls(student: SentenceEncoder, loss: Loss, labels: np.ndarray, accelerator:
     inputs = student.batch(np.arange(1000, 1008), np.array([4, 4]), packed=True)
     ones, bank = torch.ones(2), torch.from_numpy(labels[:1024])
     zeros = torch.zeros(2, dtype=torch.long)
-    step = RankStep(1, 2, np.arange(2), bank[:2], ones, zeros, bank, zeros, {}, [inputs], [2], 8)
+    step = RankStep(1, 2, np.arange(2), bank[:2], ones, zeros, bank, 2, zeros, {}, [inputs], [2], 8)
     return min(seconds(lambda _: backward(student, loss, step, accelerator), 10) for _ in range(5))
 
 

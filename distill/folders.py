@@ -18,18 +18,21 @@ from safetensors import SafetensorError
 from distill.command import UserError
 from distill.text_files import expand_languages, reading
 
-TRAINED = "a trained student"  # the kind of folder that train_distill.py makes of its best student
+TRAINED = "a trained student"  # the kind of folder that a trainer makes of its best student
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
 # Options that name what a command reads.
 INPUTS = {
     *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext", "teacher_vectors"),
     *(
         f"{model}name_or_path"
-        for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_")
+        for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_", "negatives_model_")
     ),
 }
-# What train_distill.py adds to a folder of pairs.
-ADDED = re.compile(r"cache/(tokens|labels|found|sample|pca)-[\w-]+(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))")
+# What the trainers add to a folder of pairs.
+ADDED = re.compile(
+    r"cache/(tokens|labels|found|sample|pca|vectors|texts|index|negatives)-[\w-]+"
+    r"(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))"
+)
 
 
 def read_json(path: Path, default):

@@ -185,9 +185,11 @@ def launched(**settings) -> Accelerator:
     """The processes that the launcher started, in the precision it names where the device computes in it, else in fp32.
 
     A CPU without products of bf16 takes longer for them than for fp32's; none has those of fp16. `settings` are
-    Accelerator's. Raises what `check_processes` raises.
+    Accelerator's. Raises what `check_processes` raises; UserError where the processes' CPUs are not alike in this.
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"--mixed_precision {precision}: give no, bf16 or fp16")
     has, lacks = torch.cpu.get_capabilities(), None
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         if precision == "bf16" and not (has.get("avx512_bf16") or has.get("amx_bf16")):
@@ -196,6 +198,8 @@ def launched(**settings) -> Accelerator:
             lacks = "fp16 needs a GPU"
     accelerator = Accelerator(mixed_precision="no" if lacks else precision, **settings)
     check_processes(accelerator)
+    if len(set(gather_object([accelerator.mixed_precision]))) > 1:
+        raise UserError("some of the processes have a CPU without instructions for bf16: give --mixed_precision no")
     if lacks:
         accelerator.on_main_process(print)(f"{lacks}: this run computes in fp32")
     return accelerator

@@ -1,14 +1,18 @@
 """Text files of any size, plain or compressed, with file and line in every error."""
 
 import bz2
+import fnmatch
+import glob
 import gzip
 import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import fsspec
 import polars as pl
 import pyarrow as pa
 
@@ -21,8 +25,37 @@ OPENERS = {
     ".xz": lzma.open,
     ".bz2": bz2.open,
     # Arrow's own, because zstandard's reader takes a truncated file for a whole one.
-    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+    ".zst": lambda file: pa.input_stream(file, compression="zstd"),
 }
+
+
+def file_name(path: str) -> Path:
+    """A path's own name: of `zip://ted.en::en-it.zip` that in the archive."""
+    return Path(path.partition("::")[0])
+
+
+def expand_globs(spec: str) -> list[str]:
+    """'news/*.{en,it}.gz' -> ['news/1.{en,it}.gz', 'news/2.{en,it}.gz']: the files of a pattern, in order.
+
+    A spec without *, ? or [ stands for itself, and so does a file that is called so. Of a brace path the files of its
+    first language count. UserError where there is none.
+    """
+    mark, path = re.fullmatch(r"((?:[A-Za-z][\w+-]*=)?)(.*)", spec).groups()
+    if not glob.has_magic(path) or "://" in path or Path(spec).exists():
+        return [spec]
+    before, braces, after = [*re.split(r"(\{[^{}]+\})", path, maxsplit=1), "", ""][:3]
+    first = braces[1:-1].split(",")[0].rpartition("=")[2]
+    place = re.compile(f"({part(before)})({re.escape(first)})({part(after)})") if braces else None
+    found = sorted(glob.glob(before + glob.escape(first) + after, recursive=True))
+    if not found:
+        raise UserError(f"{spec} matches no file: check the pattern, and that it stands in quotes")
+    named = (place.fullmatch(name).group(1, 3) for name in found) if braces else ((name, "") for name in found)
+    return [f"{mark}{start}{braces}{end}" for start, end in named]
+
+
+def part(pattern: str) -> str:
+    """A part of a pattern of files as a regular expression."""
+    return fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z")
 
 
 def expand_languages(spec: str) -> dict[str, str]:
@@ -42,6 +75,9 @@ def expand_languages(spec: str) -> dict[str, str]:
     return files
 
 
+UNREADABLE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, pa.ArrowException, OSError)
+
+
 @contextmanager
 def reading(spec: str) -> Iterator[None]:
     """Turn what libraries raise on bad input into a UserError that names the corpus."""
@@ -49,22 +85,26 @@ def reading(spec: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):  # KeyError: of an archive's member
         raise UserError(f"{spec} does not exist: check the path") from None
     except PermissionError:
         raise UserError(f"{spec} may not be read: ask its owner for the permission") from None
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"{spec} cannot be read ({reason}): it may be cut short or of another format") from error
 
 
 @contextmanager
 def opened(path: str) -> Iterator:
-    """A file's bytes, unpacked as its suffix says."""
+    """A file's bytes, unpacked as its suffix says. What fsspec reaches is one too: `zip://a.en::a.zip`, `s3://...`."""
     with reading(path):
         if Path(path).exists() and not Path(path).is_file():
             raise UserError(f"{path} is a folder or a device: give a file")
-        with OPENERS.get(Path(path).suffix.lower(), lambda path: open(path, "rb"))(path) as file:
+        try:
+            there = fsspec.open(path, "rb")
+        except (ImportError, ValueError) as error:  # what it would need, or a protocol that nobody knows
+            raise UserError(f"{path} cannot be read: {error}") from None
+        with there as packed, OPENERS.get(file_name(path).suffix.lower(), nullcontext)(packed) as file:
             yield file
 
 

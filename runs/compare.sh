@@ -14,6 +14,6 @@ for run in own article two; do
   done
 done
 
-time $LAUNCH --mixed_precision no eval_sts.py --sts test="$TEST" dev="$DEV" --bitext "${TATOEBA[@]}" --output_dir "$OUT/compared" \
+time $LAUNCH eval_sts.py --sts test="$TEST" dev="$DEV" --bitext "${TATOEBA[@]}" --output_dir "$OUT/compared" \
   --prompt e5_query="query: " --model_name_or_path minilm="$MINILM" mpnet="$MPNET" muse="$OUT/muse.parquet" \
   graft="$OUT/student" grafted="$OUT/run/student" e5="$E5" e5_query="$E5" "${STUDENTS[@]}"

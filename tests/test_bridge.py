@@ -1,6 +1,8 @@
 """The other trainer: its loss against sentence-transformers and by hand, one forward or many, negatives, resume."""
 
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import STOPPED, checkpoint_steps, folders, metrics, saved, script, tiny_encoder
+from conftest import SAMPLES, STOPPED, checkpoint_steps, folders, metrics, script, tiny_encoder
 from safetensors.torch import load_file
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 from torch.nn.functional import cosine_similarity
 
+import build_pairs
+import eval_sts
 import train_bridge
-from distill.command import UserError, run
+from distill.command import run
 from distill.mining.negatives import hard_negatives
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import listening
 from distill.training.cache import content_fingerprint
-from distill.training.ranking import Ranking
-from distill.training.steps import RankSteps, Steps
+from distill.training.ranking import Ranking, choices
+from distill.training.steps import RankSteps, Step, Steps
 from distill.training.student import set_dropout
 from distill.training.tokens import TokenizedPairs
 
@@ -45,6 +49,15 @@ def train(*options: str) -> int:
     return 0
 
 
+@pytest.fixture(scope="module")
+def negatives(given, tmp_path_factory) -> tuple[str, ...]:
+    """Options for hard negatives, of a model that knows some translations."""
+    folder = tmp_path_factory.mktemp("skilled")
+    more = ("--num_train_epochs", "8", "--learning_rate", "3e-3", "--eval_steps", "20", *folders(folder))
+    assert train(*given[:4], *more) == 0
+    return ("--hard_negatives", "2", "--negatives_model_name_or_path", str(folder / "run/student"))
+
+
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in metrics(folder) if "loss" in line]
 
@@ -54,6 +67,13 @@ def weights(folder: Path) -> dict:
 
 
 # ---------------------------------------------------------------- the loss
+
+
+ALL_DIFFERENT = np.arange(100)[:, None]  # token ids of sentences
+
+
+def step_of(rows: list[int], of_pairs: list[int], languages: list[int]) -> Step:
+    return Step(np.arange(len(rows)), np.array(rows), np.array(of_pairs), np.array(languages))
 
 
 def peer(vectors: list[torch.Tensor], scale: float) -> torch.Tensor:
@@ -69,10 +89,9 @@ def test_loss_and_gradients_are_those_of_sentence_transformers(negatives):
     columns = [torch.randn(5, 8, requires_grad=True) for _ in range(2)]
     if negatives:
         columns.append(torch.randn(negatives, 8, requires_grad=True))
-    rows = torch.cat([torch.arange(5), torch.arange(5), torch.arange(10, 10 + negatives)])
-    of_pairs = torch.tensor([1] * 10 + [0] * negatives)
-    languages = torch.tensor([0] * 5 + [1, 2, 1, 1, 2] + [1] * negatives)
-    loss = Ranking(20.0, 0.0).errors(torch.cat(columns), rows, of_pairs, languages).sum() / 10
+    rows, languages = [*range(5), *range(5), *range(10, 10 + negatives)], [0] * 5 + [1, 2, 1, 1, 2] + [1] * negatives
+    step = step_of(rows, [1] * 10 + [0] * negatives, languages)
+    loss = Ranking(20.0, 0.0).errors(torch.cat(columns), **choices(step, ALL_DIFFERENT)).sum() / 10
     found = torch.autograd.grad(loss, columns)
     expected = peer(columns, 20.0)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -80,34 +99,44 @@ def test_loss_and_gradients_are_those_of_sentence_transformers(negatives):
         torch.testing.assert_close(mine, its, atol=1e-6, rtol=1e-5)
 
 
+def by_hand(vectors: torch.Tensor, query: int, own: int, wrong: list[int], scale: float, margin: float) -> float:
+    """The cross-entropy of a sentence."""
+
+    def similarity(other: int) -> torch.Tensor:
+        return scale * cosine_similarity(vectors[query], vectors[other], dim=0)
+
+    right = similarity(own) - scale * margin
+    return (torch.stack([right, *map(similarity, wrong)]).logsumexp(0) - right).item()
+
+
 def test_several_translations_of_a_source_and_a_margin_by_hand():
-    """Row 3 has two translations, neither wrong for the other; a translation of row 7 is a hard negative of all."""
+    """Row 3 has two translations, neither wrong for the other; one more of row 7 is a hard negative of row 3."""
     torch.manual_seed(1)
-    rows = torch.tensor([3, 7, 9, 3, 3, 7, 7])
-    of_pairs, languages = torch.tensor([2, 1, 0, 1, 1, 1, 0]), torch.tensor([0, 0, 0, 1, 2, 1, 2])
-    vectors, keep = torch.randn(7, 4), [0, 1, 3, 4, 5, 6]  # row 9 is in no pair of this step: it is not there
-    found = Ranking(10.0, 0.3).errors(*(values[keep] for values in (vectors, rows, of_pairs, languages))).tolist()
-
-    def error(query: int, own: int, wrong: list[int]) -> float:
-        def similarity(other: int) -> float:
-            return 10 * cosine_similarity(vectors[query], vectors[other], dim=0)
-
-        right = similarity(own) - 3
-        return (torch.stack([right, *map(similarity, wrong)]).logsumexp(0) - right).item()
-
+    step, vectors = step_of([3, 7, 3, 3, 7, 7], [2, 1, 1, 1, 1, 0], [0, 0, 1, 2, 1, 2]), torch.randn(6, 4)
+    found = Ranking(10.0, 0.3).errors(vectors, **choices(step, ALL_DIFFERENT)).tolist()
     expected = [
-        error(0, 3, [5, 6]) + error(0, 4, [5, 6]),
-        error(1, 5, [3, 4]),
-        *(error(3, 0, [1]), error(4, 0, [1]), error(5, 1, [0])),
+        by_hand(vectors, 0, 2, [4, 5], 10, 0.3) + by_hand(vectors, 0, 3, [4, 5], 10, 0.3),
+        by_hand(vectors, 1, 4, [2, 3], 10, 0.3),
+        *(by_hand(vectors, query, own, [wrong], 10, 0.3) for query, own, wrong in ((2, 0, 1), (3, 0, 1), (4, 1, 0))),
         0.0,
     ]
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_text_that_is_a_sources_own_translation_is_not_wrong_for_it_in_another_row():
+    """Targets 3 and 4 are one text, of rows 0 and 1; row 2 has another, and the text of both is wrong for it."""
+    torch.manual_seed(2)
+    step, vectors = step_of([0, 1, 2, 0, 1, 2], [1] * 6, [0, 0, 0, 1, 1, 1]), torch.randn(6, 4)
+    texts = np.array([0, 1, 2, 9, 9, 8])[:, None]
+    found = Ranking(20.0, 0.0).errors(vectors, **choices(step, texts)).tolist()
+    wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
+    expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_step_of_one_row_has_nothing_to_choose_among():
-    vectors = torch.randn(2, 4, requires_grad=True)
-    ones = torch.ones(2, dtype=torch.long)
-    errors = Ranking(20.0, 0.0).errors(vectors, 0 * ones, ones, torch.tensor([0, 1]))
+    vectors, step = torch.randn(2, 4, requires_grad=True), step_of([0, 0], [1, 1], [0, 1])
+    errors = Ranking(20.0, 0.0).errors(vectors, **choices(step, ALL_DIFFERENT))
     assert errors.tolist() == [0, 0]
     [gradient] = torch.autograd.grad(errors.sum(), [vectors])
     assert not gradient.any()
@@ -128,8 +157,8 @@ def test_gradients_of_one_forward_or_many_are_those_of_all_vectors_at_once(token
     set_dropout(student, dropout)
     student.train()
     steps = Steps(tokenized.tokens, 16, 2, 1.0, seed=0)
-    no_labels = np.empty((len(tokenized.dataset), 0), np.float32)
-    step = RankSteps(steps, no_labels, student, True, max_tokens, accelerator)[0]
+    of_all = partial(choices, pairs=tokenized.tokens)
+    step = RankSteps(steps, None, student, True, max_tokens, accelerator, of_all)[0]
     assert (len(step.inputs) > 1) == (max_tokens == 64)
     ranking = Ranking(20.0, 0.1)
     torch.manual_seed(7)
@@ -159,24 +188,49 @@ def model_of(vectors: dict[str, list[float]]) -> SimpleNamespace:
     return SimpleNamespace(name="by hand", encoder=encoder)
 
 
+def found_for(rows: list[dict], at: dict[str, float], folder: Path, k: int, margin: float) -> list[list[str]]:
+    """The negatives of each row as texts; each sentence's vector points at an angle."""
+    vectors = {sentence: [np.cos(angle), np.sin(angle)] for sentence, angle in at.items()}
+    dataset, accelerator = datasets.Dataset.from_list(rows), Accelerator(cpu=True)
+    tokens = TokenizedPairs(dataset, "content", tiny_encoder(), folder, accelerator)
+    found, _ = hard_negatives(dataset, "content", tokens, model_of(vectors), k, margin, folder, accelerator)
+    texts = [target["sentence"] for row in rows for target in row["targets"]]
+    return [[texts[pair] for pair in pairs if pair >= 0] for pairs in found]
+
+
+def row(source: str, *targets: str) -> dict:
+    tags = ("de", "it", "ar")
+    return {"source": source, "targets": [{"language": t, "sentence": s} for t, s in zip(tags, targets, strict=False)]}
+
+
+ANGLES = {"a": 0.0, "A": 0.3, "b": 1.0, "B": 1.1, "c": 0.5, "C": 0.31, "d": 3.0, "D": 2.5}
+
+
 def test_hard_negatives_by_hand(tmp_path):
     """Nearest first, none of its own row, none that is nearly as near as its own translation."""
-    at = {"a": 0.0, "A": 0.3, "b": 1.0, "B": 1.1, "c": 0.5, "C": 0.31, "D": 2.5, "d": 3.0}
-    vectors = {s: [np.cos(angle), np.sin(angle)] for s, angle in at.items()}
-    rows = [{"source": s, "targets": [{"language": "it", "sentence": s.upper()}]} for s in "abcd"]
-    rows[1]["targets"] = [{"language": "de", "sentence": "B"}, {"language": "it", "sentence": "B"}]
-    dataset = datasets.Dataset.from_list(rows)
-    accelerator = Accelerator(cpu=True)
-    tokens = TokenizedPairs(dataset, "content", tiny_encoder(), tmp_path, accelerator)
-    found = hard_negatives(dataset, tokens, model_of(vectors), 2, 0.05, tmp_path, accelerator)
-    # Of a the nearest is its own, then C, too near; then both B. Pairs are A, B, B, C, D by number.
-    assert found[0].tolist() == [1, 2]
-    assert found[1].tolist() == [3, 0]
-    # c, 0.19 from its own: nearer than 0.32 is A too, so B and D are left
-    assert found[2].tolist() == [1, 2]
-    assert found[3].tolist() == [1, 2]
-    strict = hard_negatives(dataset, tokens, model_of(vectors), 2, 1.0, tmp_path, accelerator)
-    assert strict[0].tolist() == [4, -1], "only what points away"
+    found = found_for([row("a", "A"), row("b", "B"), row("c", "C"), row("d", "D")], ANGLES, tmp_path, 2, 0.05)
+    # Of a the nearest beside its own is C, by 0.01: it may be right
+    assert found[0] == ["B", "D"]
+    assert found[1] == ["C", "A"]
+    # Of c, 0.19 from its own, A is nearly as near
+    assert found[2] == ["B", "D"]
+    assert found[3] == ["B", "C"]
+    strict = found_for([row("a", "A"), row("b", "B"), row("d", "D")], ANGLES, tmp_path / "strict", 2, 1.0)
+    assert strict[0] == ["D"], "only what points away"
+
+
+def test_of_equal_texts_one_is_a_negative_and_none_that_is_a_sources_own(tmp_path):
+    rows = [row("a", "A", "Q"), row("b", "B", "Q"), row("c", "B"), row("d", "D", "B")]
+    found = found_for(rows, ANGLES | {"Q": 0.9}, tmp_path, 3, 0.05)
+    assert found[0] == ["B", "D"], "Q is its own too, B stands three times"
+
+
+def test_rows_with_many_translations_have_negatives_all_the_same(tmp_path):
+    texts = [[f"{name}{i}" for i in range(30)] for name in "ab"]
+    targets = [[{"language": "it", "sentence": text} for text in of_row] for of_row in texts]
+    rows = [{"source": "a", "targets": targets[0]}, {"source": "b", "targets": targets[1]}]
+    at = ANGLES | dict.fromkeys(texts[0], 0.1) | dict.fromkeys(texts[1], 1.1)
+    assert [len(found) for found in found_for(rows, at, tmp_path, 2, 0.05)] == [2, 2]
 
 
 def test_a_step_has_the_negatives_of_its_rows_once(tokenized):
@@ -197,17 +251,15 @@ def test_a_step_has_the_negatives_of_its_rows_once(tokenized):
 # ---------------------------------------------------------------- the script
 
 
-def test_it_learns_to_find_translations(given, tmp_path):
-    more = ("--num_train_epochs", "8", "--batch_size", "64", "--learning_rate", "3e-3")
-    given = [*given[:4], *more, *folders(tmp_path), "--eval_steps", "20", "--hard_negatives", "2"]
-    assert train(*given) == 0
-    scores = [line["mean_accuracy"] for line in metrics(tmp_path) if "mean_accuracy" in line]
+def test_it_learns_to_find_translations(negatives):
+    folder = Path(negatives[-1]).parent.parent
+    scores = [line["mean_accuracy"] for line in metrics(folder) if "mean_accuracy" in line]
     assert max(scores) > scores[0] + 0.1, scores
-    assert "negative_mse" not in str(metrics(tmp_path))
+    assert "negative_mse" not in str(metrics(folder)), "there are no labels"
 
 
-def test_two_processes_and_other_forwards_take_the_steps_of_one(given, tmp_path):
-    more = (*given, "--margin", "0.1", "--hard_negatives", "2")
+def test_two_processes_and_other_forwards_take_the_steps_of_one(given, negatives, tmp_path):
+    more = (*given, "--margin", "0.1", *negatives)
     assert train(*more, *folders(tmp_path / "one")) == 0
     assert train(*more, *folders(tmp_path / "small"), "--max_tokens_per_batch", "64") == 0
     two = (tmp_path / "said", "train_bridge.py", *more, *folders(tmp_path / "two"))
@@ -222,8 +274,8 @@ def test_two_processes_and_other_forwards_take_the_steps_of_one(given, tmp_path)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, tmp_path, faulty, processes):
-    options = (*given, "--hard_negatives", "1", "--dropout", "0.1")
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, tmp_path, faulty, processes):
+    options = (*given, *negatives, "--dropout", "0.1")
     whole = (tmp_path / "said", "train_bridge.py", *options, *folders(tmp_path / "whole"))
     assert forked.run(*whole, processes=processes)[0] == [0] * processes
     fault = ("0", str(int(signal.SIGUSR1)), "distill.training.watching.Tally.add", "8")
@@ -249,6 +301,9 @@ def test_the_real_script(given, tmp_path):
 @pytest.mark.parametrize(
     "options, error",
     [
+        ("--batch_size 2", "--batch_size must be above --translations_per_source"),
+        ("--torch_compile --dropout 0.1", "a sentence is encoded twice, and would drop out differently"),
+        ("--negatives_prompt x --hard_negatives 1", "--negatives_prompt is for --negatives_model_name_or_path"),
         ("--relative_margin 0.1", "--relative_margin does nothing without --hard_negatives"),
         ("--negatives_model_name_or_path {student}", "--negatives_model_name_or_path does nothing without"),
         ("--decay_ratio 0.3", "--decay_ratio is for --lr_scheduler_type wsd"),
@@ -260,16 +315,66 @@ def test_mistakes(given, student, tmp_path, capsys, options, error):
     assert error in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_negatives_it_began_with(given, tmp_path, capsys):
-    given = (*given, "--hard_negatives", "1", *folders(tmp_path))
+def test_a_run_goes_on_with_the_negatives_it_began_with(given, negatives, tmp_path, capsys):
+    given = (*given, *negatives, *folders(tmp_path))
     assert train(*given) == 0
-    other = saved(tiny_encoder(seed=9), tmp_path / "other")
-    assert train(*given, "--negatives_model_name_or_path", other, *LATEST) == 2
-    assert "was trained on hard negatives that another model found: give the same" in capsys.readouterr().err
+    assert train(*given, "--negatives_prompt", "a ", *LATEST) == 2
+    assert "was trained on other hard negatives: give the same" in capsys.readouterr().err
 
 
-def test_rows_without_translations_are_refused(given, tmp_path):
-    args = train_bridge.build_parser().parse_args([*given, *folders(tmp_path)])
-    tokens = SimpleNamespace(languages=["it", "untranslated"])
-    with pytest.raises(UserError, match="rows without translations"):
-        train_bridge.find_steps(args, tokens, None, Accelerator(cpu=True))
+def test_rows_without_translations_are_refused_before_anything_is_computed(given, tmp_path, capsys):
+    call = ["--corpus", str(SAMPLES / "talks.jsonl"), "--target_languages", "it", "--keep_untranslated"]
+    build_pairs.main(build_pairs.build_parser().parse_args([*call, "--output_dir", str(tmp_path / "pairs")]))
+    options = (
+        *given,
+        *folders(tmp_path),
+        "--pairs_dir",
+        str(tmp_path / "pairs"),
+        "--hard_negatives",
+        "1",
+    )
+    assert train(*options) == 2
+    assert "no rows without translations (--keep_untranslated)" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("vectors-*"))
+
+
+def test_what_was_computed_can_be_replaced_with_the_pairs(given, negatives, pairs, tmp_path):
+    shutil.copytree(pairs, tmp_path / "pairs", ignore=shutil.ignore_patterns("cache"))
+    options = [*given, "--pairs_dir", str(tmp_path / "pairs"), *negatives, "--max_train_steps", "1"]
+    assert train(*options, "--output_dir", str(tmp_path / "run")) == 0
+    assert list((tmp_path / "pairs/cache").glob("negatives-*"))
+    call = ["--corpus", str(SAMPLES / "talks.jsonl"), "--target_languages", "it"]
+    build_pairs.main(build_pairs.build_parser().parse_args([*call, "--output_dir", str(tmp_path / "pairs")]))
+    assert not (tmp_path / "pairs/cache").exists()
+
+
+def test_the_same_command_gives_the_same_weights_whatever_the_cache_holds(given, negatives, tmp_path):
+    options = (*given, *negatives, "--dropout", "0.3", "--max_train_steps", "3")
+    for _ in range(2):
+        assert train(*options, *folders(tmp_path)) == 0
+        (tmp_path / "run").rename(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+    one, other = (load_file(path / "student/model.safetensors") for path in tmp_path.glob("run-*"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_an_export_says_how_a_student_was_trained(given, tmp_path):
+    assert train(*given, *folders(tmp_path)) == 0
+    call = ["--model_name_or_path", str(tmp_path / "run/student"), "--sts", str(SAMPLES / "sts-{en,it}.csv")]
+    call += ["--output_dir", str(tmp_path / "scores"), "--export_dir", str(tmp_path / "export")]
+    eval_sts.main(eval_sts.build_parser().parse_args(call))
+    card = (tmp_path / "export/README.md").read_text(encoding="utf-8")
+    assert "trained to find translations" in card and "Teacher" not in card and "train_bridge.py" in card
+
+
+def test_only_the_sentence_whose_vector_is_no_number_is_named(tokenized):
+    student, accelerator = tokenized.student, Accelerator(cpu=True)
+    steps = Steps(tokenized.tokens, 16, 2, 1.0, seed=0)
+    step = RankSteps(steps, None, student, True, 10_000, accelerator, partial(choices, pairs=tokenized.tokens))[0]
+    faulty = torch.zeros(step.size, 1)
+    faulty[3] = torch.nan
+
+    def model(**inputs):
+        return student(**inputs) + faulty
+
+    [errors] = train_bridge.backward(model, Ranking(20.0, 0.0), step, accelerator)
+    assert (~errors[0].isfinite()).nonzero().flatten().tolist() == [3]

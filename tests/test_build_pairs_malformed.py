@@ -83,7 +83,7 @@ REFUSED = {
         "no pair is left: 1 read, dropped missing 1",
     ),
     "missing file": ({}, "a-en-it.tsv", "a-en-it.tsv does not exist"),
-    "unknown suffix": ({"a.zip": b"PK"}, "a.zip", "a.zip has a name that says no format"),
+    "unknown suffix": ({"a.rar": b"PK"}, "a.rar", "a.rar has a name that says no format"),
     "unquoted braces": ({"train.en": b"A dog.\n"}, "train.en", "quoted braces"),
     "truncated gzip": (
         {"a-en-it.tsv.gz": gzip.compress(GOOD)[:-200]},

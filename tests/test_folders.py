@@ -197,12 +197,13 @@ def test_every_option_that_names_an_input_is_known():
     from test_house import options
 
     import mine_pairs
+    import train_bridge
     import train_distill
     from distill.folders import INPUTS
 
     named = {
         name
-        for script in (build_pairs, build_student, train_distill, eval_sts, mine_pairs)
+        for script in (build_pairs, build_student, train_bridge, train_distill, eval_sts, mine_pairs)
         for name in options(script.build_parser())
     }
     outputs = {"output_dir", "export_dir", "cache_dir"}

@@ -15,7 +15,7 @@ import polars as pl
 from distill.command import UserError
 from distill.languages import covers, language_of_word, required_tag
 from distill.pairs.schemas import ALONE, COLUMN_PAIRS, alone, named_languages, table_pairs, wide_pairs
-from distill.pairs.tables import CHUNK, TABLES, distinct, find_format, format_of_suffix
+from distill.pairs.tables import CHUNK, TABLES, aligned_in_zip, distinct, find_format, format_of_suffix
 from distill.pairs.tmx import tmx_units
 from distill.text_files import expand_languages, text_lines
 
@@ -63,11 +63,14 @@ def _frames(
             raise UserError(f"{spec}: a language by itself stands before plain text, a sentence a line, not {kind}")
         yield from map(alone, line_chunks(path, CHUNK))
         return
-    kind = file_format or find_format(path)
-    if kind in ("text", "tmx"):
+    # A file of two columns, whatever it is called
+    plain = languages and format_of_suffix(path) is None and (Path(path).is_file() or "://" in path)
+    kind = file_format or ("tsv" if plain else find_format(path))
+    if kind in ("text", "tmx", "zip"):
         if languages or columns:
             raise UserError(f"{path} names its languages itself: give it without languages or columns")
-        yield from aligned_pairs(path, source_language) if kind == "text" else tmx_pairs(path, source_language)
+        path = aligned_in_zip(path) if kind == "zip" else path
+        yield from tmx_pairs(path, source_language) if kind == "tmx" else aligned_pairs(path, source_language)
         return
     row = 0
     for table in tsv_tables(path, source_language, columns, languages) if kind == "tsv" else TABLES[kind](path):
@@ -134,7 +137,10 @@ def _unit_pairs(variants: list[tuple[str, str | None]], source_language: str) ->
 def tsv_tables(
     path: str, source_language: str, columns: tuple[str, str] | None, languages: tuple[str, str] | None
 ) -> Iterator[pl.DataFrame]:
-    """TSV without quoting: with a header, or of two columns whose languages are given or stand in the file's name."""
+    """TSV without quoting: with a header, or of two columns whose languages are given or stand in the file's name.
+
+    Also as Tatoeba has it, where a number stands before each sentence, and manythings.org, with its licence behind.
+    """
     names = None
     for number, lines in text_lines(path):
         if names is None:
@@ -167,7 +173,8 @@ def _tsv_columns(
         return distinct(lower, f"{path}, line 1"), True
     if len(cells) > 1 and any(tag and covers(source_language, tag) for tag in tags) and (len(cells) > 2 or all(tags)):
         return distinct(cells, f"{path}, line 1"), True
-    if len(cells) != 2:
+    numbered = len(cells) == 4 and cells[0].isdecimal() and cells[2].isdecimal()
+    if len(cells) != 2 and not numbered and not (len(cells) == 3 and cells[2].startswith("CC-BY")):
         raise UserError(
             f"{path}, line 1: found {len(cells)} columns: expected source TAB target, or a header: source, target and "
             f"language, or language codes with {source_language!r} among them"
@@ -179,4 +186,6 @@ def _tsv_columns(
             f"in --corpus {source_language}+it={Path(path).name}"
         )
     names = ["source", "target"] if covers(source_language, languages[0]) else ["target", "source"]
-    return names, False
+    if numbered:
+        return ["number 1", names[0], "number 2", names[1]], False
+    return [*names, "licence"][: len(cells)], False

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,17 @@ import pyarrow.parquet as pq
 from distill.command import UserError
 from distill.folders import read_json
 from distill.pairs.tmx import tmx_units
-from distill.text_files import MAX_LINE, OPENERS, decode, opened, reading, text_blocks, text_lines
+from distill.text_files import (
+    MAX_LINE,
+    OPENERS,
+    decode,
+    expand_languages,
+    file_name,
+    opened,
+    reading,
+    text_blocks,
+    text_lines,
+)
 
 CHUNK = 100_000  # lines or rows of a frame
 NESTED_CHUNK = 1 << 15  # rows of a frame where one row holds many languages
@@ -28,6 +39,7 @@ FORMATS = {
     "jsonl": [".jsonl", ".ndjson", ".json"],
     "parquet": [".parquet"],
     "tmx": [".tmx"],
+    "zip": [".zip"],  # of line-aligned text, as OPUS has it
     "arrow": [],  # a folder of save_to_disk
     "mined": [],  # a folder of mine_pairs.py
     "hub": [],
@@ -43,7 +55,7 @@ LONE_SURROGATE = re.compile(
 
 def format_of_suffix(path: str) -> str | None:
     """The format that a file's name ends in, packed or not."""
-    suffixes = (suffix.lower() for suffix in reversed(Path(path).suffixes))
+    suffixes = (suffix.lower() for suffix in reversed(file_name(path).suffixes))
     suffix = next((suffix for suffix in suffixes if suffix not in OPENERS), None)
     return next((name for name, endings in FORMATS.items() if suffix in endings), None)
 
@@ -67,7 +79,8 @@ def find_format(spec: str) -> str:
     missing = "does not exist" if not path.exists() else "has a name that says no format"
     raise UserError(
         f"{spec} {missing}: give .parquet, .jsonl, .csv, .tsv, .tmx (also as .gz, .xz, .zst), a saved Arrow folder, a "
-        "hub id, or quoted braces for line-aligned files, as in 'train.{en,de}.gz'; --format overrides the name"
+        "hub id, a .zip of OPUS, or quoted braces for line-aligned files, as in 'train.{en,de}.gz'; --format overrides "
+        "the name"
     )
 
 
@@ -218,6 +231,22 @@ def mined_tables(folder: str) -> Iterator[pl.DataFrame]:
     return parquet_tables(str(Path(folder) / MINED_FILE))
 
 
+def aligned_in_zip(path: str) -> str:
+    """The line-aligned files in an archive of OPUS, as a brace path: `TED2020.en-it.en` and `TED2020.en-it.it`."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    found = [match for name in names if (match := re.fullmatch(r"(.*[.](\w+)-(\w+))[.](\2|\3)", name))]
+    stems = {match[1]: sorted(match.group(2, 3)) for match in found}
+    if len(stems) != 1 or len(found) != 2:
+        inside = ", ".join(names[:5]) or "nothing"
+        raise UserError(
+            f"{path} holds no two files like ted.en-it.en and ted.en-it.it, but {inside}: name those that are meant, "
+            f"as in 'zip://{{en,it}}.txt::{path}', or a table as en+it=zip://NAME::{path}"
+        )
+    [(stem, tags)] = stems.items()
+    return f"zip://{stem}.{{{','.join(tags)}}}::{path}"
+
+
 TABLES = {"csv": csv_tables, "jsonl": jsonl_tables, "parquet": parquet_tables}
 TABLES |= {"arrow": arrow_tables, "mined": mined_tables, "hub": hub_tables}
 
@@ -231,9 +260,10 @@ def texts(path: str) -> Iterator[pl.Series]:
     elif kind == "csv":
         for _, row in csv_rows(path):
             yield pl.Series(row)
-    elif kind in ("text", "tsv"):
-        for _, lines in text_lines(path):
-            yield lines.str.split("\t").explode() if kind == "tsv" else lines
+    elif kind in ("text", "tsv", "zip"):
+        for file in expand_languages(aligned_in_zip(path)).values() if kind == "zip" else [path]:
+            for _, lines in text_lines(file):
+                yield lines.str.split("\t").explode() if kind == "tsv" else lines
     else:
         for table in TABLES[kind](path):
             yield from (text for column in table for text in _strings(column))

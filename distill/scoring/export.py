@@ -81,7 +81,7 @@ def public_settings(settings: dict) -> dict:
 
 
 def training_args(path: str) -> dict | None:
-    """What train_distill.py was given for the student that lies at `path`; None for any other model."""
+    """What a trainer was given for the student that lies at `path`; None for any other model."""
     given = read_json(Path(path) / "args.json", {})
     return given if given.get("kind") == TRAINED else None
 
@@ -116,20 +116,20 @@ def files_of(spec: str, folder: str = ".") -> set[Path | str]:
 
 
 def pairs_dir_of(given: dict) -> Path:
-    """The pairs that train_distill.py was given, wherever it was called."""
+    """The pairs that a trainer was given, wherever it was called."""
     return Path(given.get("called_from", "."), given["pairs_dir"]).resolve()
 
 
 def training_of(path: str) -> dict | None:
-    """How a student of train_distill.py was made, by its args.json; None for any other model."""
+    """How a student of a trainer was made, by its args.json; None for any other model. It may have had no teacher."""
     given = training_args(path)
     if given is None:
         return None
-    pairs = given["trained_on"]["pairs"]
+    pairs, teachers = given["trained_on"]["pairs"], given.get("teacher_model_name_or_path", [])
     words = ["", *shlex.split(given["command_line"])]
     shown = [word if before.endswith("_prompt") else public(word) for before, word in itertools.pairwise(words)]
     return {
-        "teachers": [*map(public, itertools.chain(given["teacher_model_name_or_path"], *given["teacher_vectors"]))],
+        "teachers": [*map(public, itertools.chain(teachers, *given.get("teacher_vectors", [])))],
         "student": public(given["student_model_name_or_path"]),
         "corpora": [*map(public, given["trained_on"]["corpora"])],
         "pairs": pairs,
@@ -205,8 +205,9 @@ def model_card(
     )
     made = f"exported from `{entry['path']}`"
     if training:
-        article = "[Reimers & Gurevych 2020](https://arxiv.org/abs/2004.09813)"
-        made = f"taught by multilingual knowledge distillation ({article})"
+        taught = "taught by multilingual knowledge distillation ([Reimers & Gurevych 2020]({}2004.09813))"
+        ranked = "trained to find translations ([Chidambaram et al. 2019]({}1810.12836))"
+        made = (taught if training["teachers"] else ranked).format("https://arxiv.org/abs/")
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {entry['name']}",
@@ -231,7 +232,8 @@ def model_card(
         parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
     if training:
         teachers = ", ".join(f"`{teacher}`" for teacher in training["teachers"])
-        parts += ["## Training", f"Teacher: {teachers}. Student at the start: `{training['student']}`."]
+        taught = f"Teacher: {teachers}. " if teachers else ""
+        parts += ["## Training", f"{taught}Student at the start: `{training['student']}`."]
         parts.append(trained_on(training))
         parts.append(training["command"])
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,36 @@
 """Translation ranking: each sentence of a pair is to find the other among all of a step's sentences."""
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
+
+from distill.training.steps import Step
+from distill.training.tokens import TokenizedPairs
+
+
+def choices(step: Step, pairs: TokenizedPairs) -> dict[str, Tensor]:
+    """What `Ranking.errors` is to know of a step, made where steps are prepared: on a GPU indices would be waited for.
+
+    `sources`, `targets`: which sentences they are; `own`: of each target its source, among the sources; `among`: what a
+    source chooses among, the targets and the hard negatives behind them; `right` (sources, among): whether one is a
+    translation of the source, or has the same text as one.
+    """
+    sources, targets = np.flatnonzero(step.languages == 0), np.flatnonzero((step.languages > 0) & (step.weights > 0))
+    among = np.concatenate([targets, np.flatnonzero((step.languages > 0) & (step.weights == 0))])
+    rows = step.rows[sources]  # in order, each once
+    texts = [xxhash.xxh3_64_intdigest(pairs[sentence]) for sentence in step.sentences[among]]
+    _, text = np.unique(np.array(texts, np.uint64), return_inverse=True)
+    its = np.minimum(np.searchsorted(rows, step.rows[among]), len(rows) - 1)
+    there = rows[its] == step.rows[among]  # of a hard negative the source may not be
+    right = np.zeros((len(sources), text.max() + 1), bool)
+    right[its[there], text[there]] = True
+    own = its[: len(targets)]
+    found = {"sources": sources, "targets": targets, "among": among, "own": own}
+    return {name: torch.from_numpy(numbers) for name, numbers in found.items()} | {
+        "right": torch.from_numpy(right[:, text])
+    }
 
 
 class Ranking:
@@ -17,25 +45,22 @@ class Ranking:
         self.scale, self.margin = scale, margin
         self.factors = {"ranking": 1.0}
 
-    def errors(self, vectors: Tensor, rows: Tensor, weights: Tensor, languages: Tensor) -> Tensor:
+    def errors(
+        self, vectors: Tensor, sources: Tensor, targets: Tensor, among: Tensor, own: Tensor, right: Tensor
+    ) -> Tensor:
         """The error of each sentence of a step, (n,), a source's summed over its pairs; a hard negative has none.
 
-        vectors: (n, dimension); rows, weights, languages: as those of a Step. Their sum over that of the weights is
-        the mean over the pairs of both directions' cross-entropies. A source is compared with all translations but
-        those of its own row, a translation with all sources; hard negatives stand among the translations.
+        vectors: (n, dimension); the others as `choices` gives them. The errors' sum over that of the weights is the
+        mean over the pairs of both directions' cross-entropies. A source is to find each of its translations among it
+        and all that are wrong, a translation its source among it and all sources that it is wrong for.
         """
         units = normalize(vectors)
-        source, target = (languages == 0).nonzero()[:, 0], ((languages > 0) & (weights > 0)).nonzero()[:, 0]
-        among = (languages > 0).nonzero()[:, 0]
-        own = torch.searchsorted(rows[source].contiguous(), rows[target].contiguous())  # sources stand in order of rows
-        right = self.scale * ((units[target] * units[source[own]]).sum(1) - self.margin)
-        cosines = units[source] @ units[among].T
-        same = rows[source, None] == rows[among]
-        wrong = (self.scale * cosines).masked_fill(same, torch.finfo(cosines.dtype).min)
-        to_target = torch.logaddexp(wrong.logsumexp(1)[own], right) - right
-        of_targets = wrong.T[weights[among] > 0]  # a translation's own source is the only one of its row
-        to_source = torch.logaddexp(of_targets.logsumexp(1), right) - right
-        return torch.zeros_like(vectors[:, 0]).index_add(0, source[own], to_target).index_add(0, target, to_source)
+        found = self.scale * ((units[targets] * units[sources[own]]).sum(1) - self.margin)
+        wrong = self.scale * (units[sources] @ units[among].T)
+        wrong = wrong.masked_fill(right, torch.finfo(wrong.dtype).min)
+        to_target = softplus(wrong.logsumexp(1)[own] - found)
+        to_source = softplus(wrong[:, : len(targets)].logsumexp(0) - found)
+        return torch.zeros_like(vectors[:, 0]).index_add(0, sources[own], to_target).index_add(0, targets, to_source)
 
     def total(self, errors):
         """The loss (...) of errors (1, ...) by its only term: tensors or numbers."""

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,12 +182,13 @@ class RankStep(NamedTuple):
     pairs: int  # of the step, over all ranks
     weight: int  # of the step's sentences, over all ranks
     rows: np.ndarray  # (n,) of the dataset
-    labels: Tensor  # (n, dimension) float32; of a loss without labels (n, 0)
+    labels: Tensor | None  # (n, dimension) float32
     weights: Tensor  # (n,) float32
     languages: Tensor  # (n,) int64
-    bank: Tensor  # (size, dimension) float32, labels of other rows
-    places: Tensor  # (n,) int64, in the step over all ranks; of a sentence with weight 0 that only takes part, its size
-    of_all: dict[str, Tensor]  # rows, weights and languages of all of the step's sentences
+    bank: Tensor | None  # (size, dimension) float32, labels of other rows
+    size: int  # sentences of the step, over all ranks
+    places: Tensor  # (n,) int64, in the step over all ranks; of a sentence that only takes part, the step's size
+    of_all: dict[str, Tensor]  # what a loss is to know of all of the step's sentences
     inputs: list[dict]  # of each micro-batch, as SentenceEncoder.inputs gives them
     sizes: list[int]  # sentences of each micro-batch
     tokens: int  # without padding
@@ -199,17 +200,28 @@ class RankStep(NamedTuple):
         return RankStep(**to_device(self._asdict() | {"inputs": inputs, "of_all": of_all}, device))
 
     def micro_batches(self) -> Iterator[tuple[dict, Tensor, Tensor]]:
-        """Inputs, labels and weights of each micro-batch."""
+        """Inputs, labels and weights of each micro-batch of a step with labels."""
         return zip(self.inputs, self.labels.split(self.sizes), self.weights.split(self.sizes), strict=True)
 
 
 class RankSteps(Dataset):
-    """A rank's part of every step, by the step's number, in pieces of at most `max_tokens` tokens with padding."""
+    """A rank's part of every step, by the step's number, in pieces of at most `max_tokens` tokens with padding.
+
+    With labels, those of its sentences and of the bank; with `of_all(step)` what that gives for all of a step's.
+    """
 
     def __init__(
-        self, steps: Steps, labels: np.ndarray, student: SentenceEncoder, packed: bool, max_tokens: int, accelerator
+        self,
+        steps: Steps,
+        labels: np.ndarray | None,
+        student: SentenceEncoder,
+        packed: bool,
+        max_tokens: int,
+        accelerator,
+        of_all: Callable[[Step], dict[str, Tensor]] = lambda step: {},
     ):
         self.steps, self.labels, self.student, self.max_tokens = steps, labels, student, max_tokens
+        self.of_all = of_all
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.on_gpu, self.packed = accelerator.device.type == "cuda", packed
 
@@ -228,16 +240,21 @@ class RankSteps(Dataset):
             stand.append(part if len(part) else [len(order)])
             parts.append(part if len(part) else order[-1:])
         taken = np.concatenate(parts)
+
+        def labels_of(rows: np.ndarray) -> Tensor | None:
+            return None if self.labels is None else torch.from_numpy(self.labels[rows]).float()
+
         return RankStep(
             pairs=self.steps.pairs_before(number + 1) - self.steps.pairs_before(number),
             weight=int(step.weights.sum()),
             rows=step.rows[taken],
-            labels=torch.from_numpy(self.labels[step.rows[taken]]).float(),
+            labels=labels_of(step.rows[taken]),
             weights=torch.from_numpy(np.concatenate(weights)).float(),
             languages=torch.from_numpy(step.languages[taken]).long(),
-            bank=torch.from_numpy(self.labels[self.steps.bank(number)]).float(),
+            bank=labels_of(self.steps.bank(number)),
+            size=len(order),
             places=torch.from_numpy(np.concatenate(stand)).long(),
-            of_all={name: torch.from_numpy(getattr(step, name)).long() for name in ("rows", "weights", "languages")},
+            of_all=self.of_all(step),
             inputs=[self.student.batch(*pairs.token_ids(step.sentences[part]), self.packed) for part in parts],
             sizes=[len(part) for part in parts],
             tokens=int(lengths[taken].sum()),

@@ -101,13 +101,13 @@ def evaluation_report(progress: Progress, metric: str, scores: dict) -> str:
     if step > 0 and progress.best_score < progress.start_score:
         report += (
             f"\nno evaluation so far is as good as the one before training, {progress.start_score:.4f}: unless the "
-            "scores still rise, lower --learning_rate, or choose a better teacher"
+            "scores still rise, lower --learning_rate; a teacher may be the wrong one"
         )
     similarity = scores["mean_similarity"]
     if step > 0 and similarity is not None and similarity > COLLAPSED:
         report += (
             f"\nthe student has collapsed: {similarity:.2f} is the mean similarity of different "
-            "sentences; lower --learning_rate, or see whether the labels are those of the sentences"
+            "sentences; lower --learning_rate, or see whether labels and translations are those of the sentences"
         )
     return report
 
