@@ -45,15 +45,16 @@ def expand_globs(spec: str) -> list[str]:
         return [spec]
     before, braces, after = [*re.split(r"(\{[^{}]+\})", path, maxsplit=1), "", ""][:3]
     first = braces[1:-1].split(",")[0].rpartition("=")[2]
-    place = re.compile(f"({part(before)})({re.escape(first)})({part(after)})") if braces else None
+    place = re.compile(f"(?P<start>{as_expression(before)}){re.escape(first)}(?P<end>{as_expression(after)})")
     found = sorted(glob.glob(before + glob.escape(first) + after, recursive=True))
     if not found:
         raise UserError(f"{spec} matches no file: check the pattern, and that it stands in quotes")
-    named = (place.fullmatch(name).group(1, 3) for name in found) if braces else ((name, "") for name in found)
-    return [f"{mark}{start}{braces}{end}" for start, end in named]
+    if not braces:
+        return [mark + name for name in found]
+    return [mark + place.fullmatch(name).expand(rf"\g<start>{braces}\g<end>") for name in found]
 
 
-def part(pattern: str) -> str:
+def as_expression(pattern: str) -> str:
     """A part of a pattern of files as a regular expression."""
     return fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z")
 
