@@ -69,14 +69,9 @@ def encode(
     text: Text, model: ModelTeacher, name: str, max_tokens: int | None, cache_dir: Path, accelerator: Accelerator
 ) -> np.ndarray:
     """The vectors of a text's sentences (n, dimension), on disk; `name` names what decides them."""
-    device = accelerator.device
-    max_tokens = max_tokens or (4096 if device.type == "cpu" else 16384)
-
-    def vectors(sentences: list[str]) -> np.ndarray:
-        with accelerator.autocast():
-            return model.encoder.on(device).encode(sentences, max_tokens)
-
-    return write_vectors(cache_dir / f"vectors-{fingerprint(text.name, name)}", text.sentences, vectors, accelerator)
+    folder, sentences = cache_dir / f"vectors-{fingerprint(text.name, name)}", text.sentences
+    given = len(sentences), lambda start, stop: sentences[start:stop]["sentence"]
+    return write_vectors(folder, *given, partial(model.vectors, max_tokens=max_tokens), accelerator)
 
 
 Neighbours = tuple[np.ndarray, np.ndarray]  # cosines and rows (n, k) of the k nearest sentences of the other side

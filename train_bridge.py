@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.command import Parser, UserError, at_least, between, not_negative, part, positive, run, share
+from distill.command import Parser, UserError, at_least, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, check_output, claimed
@@ -32,15 +32,14 @@ from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import listening, noting_mistakes, on_first_rank, together
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
-from distill.training.cache import content_fingerprint, fingerprint
-from distill.training.checkpoints import LOCK, Progress, chosen_by, find_checkpoint, resume, write_args
-from distill.training.course import BEST, TRACKERS, Course, Plan, start
+from distill.training.cache import content_fingerprint
+from distill.training.checkpoints import LOCK, chosen_by, find_checkpoint
+from distill.training.course import Course, Plan, begin, run_settings, start
+from distill.training.options import DECIDING, add_common
 from distill.training.ranking import Ranking, choices
 from distill.training.steps import RankStep, RankSteps, Steps, few_pairs
 from distill.training.student import (
-    SCHEDULES,
     LearningRates,
-    check_rate,
     gathered,
     open_student,
     optimizer_and_schedule,
@@ -53,16 +52,10 @@ from distill.training.student import (
 )
 from distill.training.teachers import ModelTeacher
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs
-from distill.training.watching import Metrics, Tally, chooser_fingerprint, evaluate, progress_bar
+from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar
 
-# Options that decide what is learned, beside the order of the pairs: a run goes on with those it began with.
-DECIDING = (
-    *("max_seq_length", "batch_size", "translations_per_source", "language_temperature", "seed"),
-    *("scale", "margin", "hard_negatives", "relative_margin"),
-    *("learning_rate", "lr_scheduler_type", "decay_ratio"),
-    *("warmup_ratio", "adam_epsilon", "weight_decay", "max_grad_norm", "dropout"),
-    *("freeze_embeddings", "freeze_layers", "allow_tf32", "bf16_exchange"),
-)
+# Beside those of both trainers.
+OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,39 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     task.add_argument("--negatives_prompt", type=str, metavar="TEXT", help="that it reads (if not given: its folder's)")
     task.add_argument("--relative_margin", type=share, metavar="R", help="by which right ones are nearer (0.05)")
     training = parser.add_argument_group("training")
-    training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
-    training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
-    training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
-    training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")
-    training.add_argument("--max_train_steps", type=at_least(1), help="optimizer steps, instead of epochs")
-    training.add_argument("--learning_rate", type=positive, default=2e-5, help="peak of the schedule")
-    training.add_argument("--lr_scheduler_type", choices=SCHEDULES, default="linear", help="after the warm-up")
-    training.add_argument("--decay_ratio", type=part, help="share of steps with falling learning rate, of wsd (0.2)")
-    training.add_argument("--warmup_ratio", type=share, default=0.1, help="share of steps with rising learning rate")
-    training.add_argument("--adam_epsilon", type=positive, default=1e-8, help="epsilon of AdamW")
-    training.add_argument("--weight_decay", type=not_negative, default=0.01, help="not on biases and norms")
-    training.add_argument("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm")
-    training.add_argument("--dropout", type=share, default=0.0, help="rate while training, in place of the student's")
-    training.add_argument("--seed", type=at_least(0), default=42, help="decides the order of the pairs and dropout")
-    memory = parser.add_argument_group("speed and memory (precision is the launcher's: --mixed_precision)")
-    memory.add_argument("--allow_tf32", action="store_true", help="fp32 matrix products in TF32, on a GPU that has it")
-    memory.add_argument("--attn_implementation", choices=["packed", "padded"], help="(packed where it can be)")
-    memory.add_argument("--bf16_exchange", action="store_true", help="gradients go in bf16 from process to process")
-    memory.add_argument("--torch_compile", action="store_true", help="compile the student: for long runs on a GPU")
-    memory.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more time")
-    memory.add_argument("--dataloader_num_workers", type=int, choices=[0, 1], help="1 prepares steps ahead (GPU 1)")
-    memory.add_argument("--freeze_embeddings", action="store_true", help="the student keeps its token embeddings")
-    memory.add_argument("--freeze_layers", type=at_least(0), default=0, help="first layers that stay as they are")
-    watching = parser.add_argument_group("evaluation and checkpoints")
-    watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
-    watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
-    watching.add_argument("--early_stopping_patience", type=at_least(1), help="evaluations without a better one")
-    watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
-    watching.add_argument("--eval_steps", type=at_least(1), default=500, help="steps between dev evaluations")
-    watching.add_argument("--logging_steps", type=at_least(1), default=10, help="steps between lines of metrics.jsonl")
-    watching.add_argument("--checkpointing_steps", type=at_least(1), default=1000, help="steps between checkpoints")
-    watching.add_argument("--checkpoints_total_limit", type=at_least(1), default=2, help="newest checkpoints to keep")
-    watching.add_argument("--resume_from_checkpoint", metavar="latest|PATH", help="latest: if there is one")
+    add_common(parser, training)
     # fmt: on
     return parser
 
@@ -218,17 +179,6 @@ def find_steps(
     return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
 
 
-def run_settings(args: argparse.Namespace, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
-    """What a run must go on with, as options and for `load_checkpoint`. Some schedules can be extended."""
-    fixed = total_steps if args.lr_scheduler_type in ("linear", "cosine") else None
-    return {f"--{name}": getattr(args, name) for name in DECIDING} | {
-        "--mixed_precision": precision,
-        "--max_train_steps or --num_train_epochs for a number of steps of": fixed,
-        "--student_prompt": repr(student.prompt),
-        "from a student of other settings": fingerprint(student.settings),
-    }
-
-
 # ---------------------------------------------------------------- the run
 
 
@@ -280,18 +230,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
 
     # Resume
-    progress = Progress()
-    settings = run_settings(args, accelerator.mixed_precision, total_steps, whole) | {
+    options = {name: getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
+    settings = run_settings(options, accelerator.mixed_precision, total_steps, whole) | {
         "on other pairs, or with another tokenizer": steps.fingerprint,
         "on other hard negatives": found,
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
-    accelerator.register_for_checkpointing(schedule, progress)
-    saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
-    together(partial(check_rate, schedule, progress.step), accelerator)
-    on_first_rank(partial(write_args, output_dir, args), accelerator)
-    accelerator.init_trackers("train_bridge", {name: str(value) for name, value in vars(args).items()})
-    metrics = Metrics(output_dir, progress.lines, accelerator)
+    progress, saved, metrics = begin("train_bridge", schedule, settings, checkpoint, output_dir, args, accelerator)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tally = Tally(ranking, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
 

@@ -42,6 +42,7 @@ from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precisi
 from distill.pairs.pairs_folder import load_pairs
 from distill.scoring.sts import read_sts
 from distill.training.cache import content_fingerprint
+from distill.training.student import set_dropout
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "data"))
 WARM_UP = 3  # steps that are not measured
@@ -226,9 +227,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     student = SentenceTransformer(modules=[part for part in student if not isinstance(part, Normalize)])
     student.max_seq_length = 128
     if args.equal:
-        for module in student.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        set_dropout(student, 0.0)
     accelerator, cache_dir = Accelerator(), folder / "pairs" / "cache"
     pairs = load_pairs(ours.pairs_dir)
     encoder = SentenceEncoder.from_pretrained(ours.student_model_name_or_path, 128)

@@ -30,7 +30,7 @@ INPUTS = {
 }
 # What the trainers add to a folder of pairs.
 ADDED = re.compile(
-    r"cache/(tokens|labels|found|sample|pca|vectors|texts|index|negatives)-[\w-]+"
+    r"cache/(tokens|labels|found|sample|pca|vectors|index|negatives)-[\w-]+"
     r"(\.lock|(\.tmp)?/(done\.json(\.new)?|\w+\.bin))"
 )
 

@@ -6,6 +6,7 @@ if [[ ! -e $OUT/muse.parquet ]]; then
   python runs/muse_vectors.py --sts "$DEV" "$TEST" --bitext "${TATOEBA[@]}" --output "$OUT/muse.parquet"
 fi
 
+shopt -s nullglob # of runs that have been made
 STUDENTS=()
 for run in own article two; do
   for folder in "$OUT/$run"-[0-9]/student; do

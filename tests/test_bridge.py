@@ -69,7 +69,12 @@ def weights(folder: Path) -> dict:
 # ---------------------------------------------------------------- the loss
 
 
-ALL_DIFFERENT = np.arange(100)[:, None]  # token ids of sentences
+def reading_as(texts: list[int]) -> SimpleNamespace:
+    """Pairs whose sentences are told apart by these numbers."""
+    return SimpleNamespace(digests=lambda sentences: np.array(texts, np.uint64)[sentences])
+
+
+ALL_DIFFERENT = reading_as(range(100))
 
 
 def step_of(rows: list[int], of_pairs: list[int], languages: list[int]) -> Step:
@@ -127,8 +132,7 @@ def test_a_text_that_is_a_sources_own_translation_is_not_wrong_for_it_in_another
     """Targets 3 and 4 are one text, of rows 0 and 1; row 2 has another, and the text of both is wrong for it."""
     torch.manual_seed(2)
     step, vectors = step_of([0, 1, 2, 0, 1, 2], [1] * 6, [0, 0, 0, 1, 1, 1]), torch.randn(6, 4)
-    texts = np.array([0, 1, 2, 9, 9, 8])[:, None]
-    found = Ranking(20.0, 0.0).errors(vectors, **choices(step, texts)).tolist()
+    found = Ranking(20.0, 0.0).errors(vectors, **choices(step, reading_as([0, 1, 2, 9, 9, 8]))).tolist()
     wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
     expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
     assert found == pytest.approx(expected, abs=1e-5)
@@ -183,9 +187,9 @@ def test_gradients_of_one_forward_or_many_are_those_of_all_vectors_at_once(token
 
 
 def model_of(vectors: dict[str, list[float]]) -> SimpleNamespace:
-    encoder = SimpleNamespace(encode=lambda sentences: np.array([vectors[s] for s in sentences], np.float32))
-    encoder.on = lambda device: encoder
-    return SimpleNamespace(name="by hand", encoder=encoder)
+    return SimpleNamespace(
+        name="by hand", vectors=lambda sentences: np.array([vectors[s] for s in sentences], np.float32)
+    )
 
 
 def found_for(rows: list[dict], at: dict[str, float], folder: Path, k: int, margin: float) -> list[list[str]]:
@@ -226,7 +230,7 @@ def test_of_equal_texts_one_is_a_negative_and_none_that_is_a_sources_own(tmp_pat
 
 
 def test_rows_with_many_translations_have_negatives_all_the_same(tmp_path):
-    texts = [[f"{name}{i}" for i in range(30)] for name in "ab"]
+    texts = [[f"{name}{one}{other}" for one in "cdefgh" for other in "ijklm"] for name in "ab"]
     targets = [[{"language": "it", "sentence": text} for text in of_row] for of_row in texts]
     rows = [{"source": "a", "targets": targets[0]}, {"source": "b", "targets": targets[1]}]
     at = ANGLES | dict.fromkeys(texts[0], 0.1) | dict.fromkeys(texts[1], 1.1)

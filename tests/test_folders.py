@@ -16,7 +16,7 @@ import build_student
 import eval_sts
 from distill.command import UserError
 from distill.folders import check_output, replaced_folder
-from train_distill import write_args
+from distill.training.checkpoints import write_args
 
 PAIRS = "A dog runs.\tUn cane corre.\nThe sun is hot.\tIl sole scotta.\n"
 

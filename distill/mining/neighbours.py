@@ -26,14 +26,20 @@ VECTORS = np.float16  # of length 1: half precision moves a cosine by less than 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # as `k_nearest`, the answers given
 
 
-def write_vectors(folder: Path, sentences, encode: Callable[[list[str]], np.ndarray], accelerator) -> np.ndarray:
-    """The vectors (n, dimension) of a dataset's column `sentence`, of length 1, memory-mapped; encoded by all ranks.
+def write_vectors(
+    folder: Path,
+    count: int,
+    sentences: Callable[[int, int], list[str]],
+    encode: Callable[[list[str]], np.ndarray],
+    accelerator,
+) -> np.ndarray:
+    """The vectors (count, dimension) of sentences, of length 1, memory-mapped; encoded by all ranks.
 
-    UserError where one is not finite.
+    `sentences(start, stop)` reads some of them. UserError where a vector is not finite.
     """
 
     def vectors(start: int, stop: int) -> dict[str, np.ndarray]:
-        texts = sentences[start:stop]["sentence"]
+        texts = sentences(start, stop)
         found = unit(encode(texts))
         finite = np.isfinite(found).all(1)
         if not finite.all():
@@ -41,8 +47,8 @@ def write_vectors(folder: Path, sentences, encode: Callable[[list[str]], np.ndar
             raise UserError(f"the vector of {sentence!r} is not finite: take another precision, or another model")
         return {"vectors": found.astype(VECTORS)}
 
-    fill(folder, len(sentences), vectors, accelerator, "vectors", CHUNK)
-    return mapped(folder / "vectors.bin", VECTORS).reshape(len(sentences), -1)
+    fill(folder, count, vectors, accelerator, "vectors", CHUNK)
+    return mapped(folder / "vectors.bin", VECTORS).reshape(count, -1)
 
 
 def k_nearest(

@@ -8,19 +8,20 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch.optim.lr_scheduler import LambdaLR
 
 from distill.command import Stopped, UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
-from distill.ranks import agree, ignore_signals, launched, leave, on_first_rank, stopping
-from distill.training.checkpoints import Progress, save_checkpoint, save_student
+from distill.ranks import agree, ignore_signals, launched, leave, on_first_rank, stopping, together
+from distill.training.cache import fingerprint
+from distill.training.checkpoints import Progress, resume, save_checkpoint, save_student, write_args
+from distill.training.student import check_rate
 from distill.training.watching import Metrics, Tally, evaluation_report
-
-BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
-TRACKERS = ["tensorboard", "trackio", "wandb"]
 
 
 def start(report_to: str | None, output_dir: str, bf16_exchange: bool, allow_tf32: bool) -> Accelerator:
@@ -37,6 +38,39 @@ def start(report_to: str | None, output_dir: str, bf16_exchange: bool, allow_tf3
     say = accelerator.on_main_process(print)
     say(f"{processes} process(es) on {device}, {nodes} node(s), mixed precision: {precision}")
     return accelerator
+
+
+def run_settings(options: dict, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
+    """What a run must go on with, as options and for `load_checkpoint`. Some schedules can be extended."""
+    fixed = total_steps if options["lr_scheduler_type"] in ("linear", "cosine") else None
+    return {f"--{name}": value for name, value in options.items()} | {
+        "--mixed_precision": precision,
+        "--max_train_steps or --num_train_epochs for a number of steps of": fixed,
+        "--student_prompt": repr(student.prompt),
+        "from a student of other settings": fingerprint(student.settings),
+    }
+
+
+def begin(
+    trainer: str,
+    schedule: LambdaLR,
+    settings: dict,
+    checkpoint: Path | None,
+    output_dir: Path,
+    args: Namespace,
+    accelerator: Accelerator,
+) -> tuple[Progress, tuple[int, float], Metrics]:
+    """Where a run is, at its start or at a checkpoint; step and score of the student that it has; its metrics.
+
+    `args`: what args.json and trackers, which know the run as the trainer's, say of it.
+    """
+    progress = Progress()
+    accelerator.register_for_checkpointing(schedule, progress)
+    saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
+    together(partial(check_rate, schedule, progress.step), accelerator)
+    on_first_rank(partial(write_args, output_dir, args), accelerator)
+    accelerator.init_trackers(trainer, {name: str(value) for name, value in vars(args).items()})
+    return progress, saved, Metrics(output_dir, progress.lines, accelerator)
 
 
 class Plan(NamedTuple):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
@@ -20,8 +19,7 @@ def choices(step: Step, pairs: TokenizedPairs) -> dict[str, Tensor]:
     sources, targets = np.flatnonzero(step.languages == 0), np.flatnonzero((step.languages > 0) & (step.weights > 0))
     among = np.concatenate([targets, np.flatnonzero((step.languages > 0) & (step.weights == 0))])
     rows = step.rows[sources]  # in order, each once
-    texts = [xxhash.xxh3_64_intdigest(pairs[sentence]) for sentence in step.sentences[among]]
-    _, text = np.unique(np.array(texts, np.uint64), return_inverse=True)
+    _, text = np.unique(pairs.digests(step.sentences[among]), return_inverse=True)
     its = np.minimum(np.searchsorted(rows, step.rows[among]), len(rows) - 1)
     there = rows[its] == step.rows[among]  # of a hard negative the source may not be
     right = np.zeros((len(sources), text.max() + 1), bool)

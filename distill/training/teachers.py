@@ -58,6 +58,12 @@ class ModelTeacher:
     def dimension(self) -> int:
         return self.encoder.dimension
 
+    def vectors(self, sentences: list[str], max_tokens: int | None = None) -> np.ndarray:
+        """The vectors of sentences in the run's precision; labels are in the model's own."""
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            return self.encoder.on(device).encode(sentences, max_tokens or (4096 if device.type == "cpu" else 16384))
+
     def fill(self, folder: Path, dataset, dtype: str) -> None:
         """Write the vectors of the dataset's sources to labels.bin of a cache folder, where it is not there."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import xxhash
 from accelerate import Accelerator
 
 from distill.encoder.packing import within
@@ -71,6 +72,10 @@ class TokenizedPairs:
         """Token ids of sentences one after another, (tokens,), and how many are each one's."""
         lengths = self.lengths(sentences)
         return self.ids[np.repeat(self.offsets[sentences], lengths) + within(lengths)], lengths
+
+    def digests(self, sentences: np.ndarray) -> np.ndarray:
+        """A hash of each sentence as the encoder reads it, uint64: of equal ones the same."""
+        return np.array([xxhash.xxh3_64_intdigest(self[sentence]) for sentence in sentences], np.uint64)
 
     def lengths(self, sentences: np.ndarray) -> np.ndarray:
         """Tokens of each sentence."""
