@@ -4,21 +4,26 @@
         --source_language en --target_languages it es ar fr de --exclude 'stsb-{en,it}-test.csv' --output_dir pairs/
     python build_pairs.py --corpus Helsinki-NLP/opus-100:en-it:train --source_language en --target_languages all \\
         --max_translations 2 --export_tsv --output_dir pairs/
-    # In parts, by ranges of the source sentences' hash; the shards are then a corpus like any other.
-    python build_pairs.py --corpus big.jsonl --target_languages it --shard 0/8 --output_dir shards/0
-    python build_pairs.py --corpus shards/* --target_languages it --output_dir pairs/
+    # By all cores of a machine; slurm/build_pairs.slurm does it on many
+    python build_pairs.py --corpus big.jsonl --target_languages it --workers 8 --output_dir pairs/
 
 The result opens with `datasets.load_from_disk`: a DatasetDict (train, dev, perhaps test) with the columns `source`
 (string) and `targets` (list of {language, sentence}). `report.json` beside it says what was read, kept and dropped,
-`dropped_samples.jsonl` shows a few pairs of each kind of drop.
+`dropped_samples.jsonl` shows a few pairs of each kind of drop. Corpora are cleaned in parts, sorted by a hash of the
+source sentence; ranges of the hash are then judged and written in parts. The same bytes come of any number of workers,
+and of a command that was killed and is given again.
 """
 
 import argparse
-import re
 import shutil
 import textwrap
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Collection
+from functools import partial
+from itertools import groupby
+from multiprocessing import current_process
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -38,12 +43,13 @@ from distill.pairs.cleaning import (
     pair_faults,
     read_excluded,
 )
-from distill.pairs.hash_order import HashOrder, hash_range, source_hash, starts_run
-from distill.pairs.pairs_folder import FLAT, GROUPED, ArrowFolder, TsvFolder, flat, grouped
-from distill.pairs.readers import languages_of_spec, read_corpus
+from distill.pairs.hash_order import Runs, parts_of_order, read_part, source_hash, starts_run
+from distill.pairs.pairs_folder import FLAT, GROUPED, flat, grouped, save_splits, tsv_lines, write_rows
+from distill.pairs.readers import languages_of_spec, parts_of, read_corpus
 from distill.pairs.schemas import ALONE
-from distill.pairs.selection import Account, select, split_of
+from distill.pairs.selection import Account, limited, select, split_of
 from distill.pairs.tables import FORMATS
+from distill.pairs.workers import Each, once, work_folder, workers
 from distill.text_files import expand_globs
 
 CORPUS_HELP = (
@@ -54,6 +60,7 @@ CORPUS_HELP = (
 )
 EXCLUDE_HELP = "evaluation files whose sentences to drop, whatever holds them; braces allowed"
 
+PAIRS, VIEW = "pairs", "pairs_view"  # what is written of each split: rows by source, rows by pair
 SKIP_HELP = f"leave out steps that mend ({', '.join(MENDING)}) or drop ({', '.join(FILTERS)})"
 
 
@@ -80,10 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
     selection.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
     selection.add_argument("--test_fraction", type=share, default=0.0, help="share held out a second time")
     selection.add_argument("--seed", type=at_least(0), default=42, help="decides which sentences are held out")
-    selection.add_argument("--shard", metavar="I/N", help="do only part I (from 0) of N of the source sentences")
     views = parser.add_argument_group("views")
     views.add_argument("--export_tsv", action="store_true", help="also write tsv/en-it-train.tsv.gz and the like")
     views.add_argument("--export_pairs", action="store_true", help="also write pairs_view/, one Arrow row per pair")
+    machines = parser.add_argument_group("cores and machines")
+    machines.add_argument("--workers", type=at_least(1), default=1, metavar="N", help="processes of this machine")
+    machines.add_argument("--scheduler", metavar="WHERE", help="of a Dask cluster instead: its address or file")
     # fmt: on
     return parser
 
@@ -97,46 +106,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--source_column and --target_column go together: give both")
     if args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    if args.scheduler and args.workers > 1:
+        raise UserError("--workers are of this machine, --scheduler has its own: give one of them")
     if "all" in args.target_languages and len(args.target_languages) > 1:
         raise UserError("--target_languages all stands alone: leave the others out, or name all that are wanted")
     for corpus in args.corpus:
         if len(languages_of_spec(corpus)[1] or ()) == 1 and not args.keep_untranslated:
             raise UserError(f"{corpus} holds no translations: add --keep_untranslated to keep its sentences")
     check_output(args.output_dir, args, "pairs")
-    made = {corpus: made_with(corpus) for corpus in args.corpus}
-    for corpus, options in made.items():
-        if options and options["source_language"] != args.source_language:
-            raise UserError(
-                f"{corpus} has the source language {options['source_language']}, not {args.source_language}"
-            )
-    sharded = {corpus: options for corpus, options in made.items() if options.get("shard")}
-    for corpus, options in sharded.items():
-        for name in sorted(vars(args).keys() - NOT_OF_THE_WHOLE):
-            if options.get(name) != getattr(args, name):
-                had = f"{corpus} was made with --{name} {options.get(name)}"
-                raise UserError(
-                    f"{had}, not {getattr(args, name)}: make all shards and their merge with the same options"
-                )
-        first = next(iter(sharded))
-        if options["corpus"] != sharded[first]["corpus"]:
-            raise UserError(f"{corpus} and {first} are shards of different corpora: merge those of the same --corpus")
-    parts = [parse_shard(options["shard"]) for options in sharded.values()]
-    shards = max((shards for _, shards in parts), default=0)
-    if sorted(parts) != [(i, shards) for i in range(shards)]:
-        given = " ".join(f"{i}/{n}" for i, n in sorted(parts))
-        raise UserError(f"the corpora hold the shards {given}: give all of one whole, each once")
-
-
-def parse_shard(shard: str) -> tuple[int, int]:
-    """'0/8' -> (0, 8)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard {shard}: expected I/N with I from 0 to N-1, as in 0/8")
-    return int(match[1]), int(match[2])
-
-
-# Options in which a merge may differ from its shards.
-NOT_OF_THE_WHOLE = {"corpus", "output_dir", "shard", "export_tsv", "export_pairs", "command_line", "called_from"}
+    for corpus in args.corpus:
+        made_in = made_with(corpus).get("source_language", args.source_language)
+        if made_in != args.source_language:
+            raise UserError(f"{corpus} has the source language {made_in}, not {args.source_language}")
 
 
 def made_with(corpus: str) -> dict:
@@ -155,10 +136,7 @@ def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> s
 
 
 def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray | None) -> pl.DataFrame:
-    """A chunk of a corpus with mended sentences, `hash`, `dropped`, and per mending step whether it changed the pair.
-
-    Of a shard, only its own pairs come back.
-    """
+    """A chunk of a corpus with mended sentences, `hash`, `dropped`, and per mending step if it changed the pair."""
     steps = [step for step in MENDING if step not in args.skip]
     filters = [name for name in FILTERS if name not in args.skip]
     # A corpus of many languages repeats a source once per language in a row: look at each run of it once.
@@ -170,8 +148,6 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
     sources = sources.select(pl.all().name.prefix("source_"))
     chunk = chunk.select("language", "target").hstack(sources[is_new.cast(pl.UInt32).cum_sum() - 1])
     chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
-    if args.shard:
-        chunk = chunk.filter(pl.col("hash").is_between(*hash_range(*parse_shard(args.shard))))
     # Whether a target is in its language is asked of pairs that have no other fault.
     cheap = [name for name in filters if name != "wrong_language"]
     targets = inspect(chunk["target"], chunk["language"], steps, cheap, args.max_sentence_length, excluded)
@@ -184,70 +160,187 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
     return drop_other_languages(chunk, "target", "dropped", filters)
 
 
-def collect(
-    args: argparse.Namespace, wanted: set[str] | None, excluded: np.ndarray | None, account: Account, order: HashOrder
-) -> None:
-    """Read and clean every corpus into `order`. UserError for one without pairs, or for a language that none has."""
+# ---------------------------------------------------------------- the tasks, whichever process does them
+
+
+class Part(NamedTuple):
+    """A part of a corpus: which one of all parts, the number and the spec of its corpus, where it stands there."""
+
+    number: int
+    corpus: int
+    spec: str
+    place: tuple[int, int] | None
+
+
+class Cleaned(NamedTuple):
+    """Of a part: the account, the tags that were met, whether any pair had a source, the pairs and where they are."""
+
+    account: Account
+    tags: set[str]
+    has_source: bool
+    pairs: int
+    runs: list[Path]
+
+
+def clean(part: Part, args: argparse.Namespace, wanted: set[str] | None, work: Path) -> Cleaned:
+    """Read and clean a part of a corpus into runs on disk."""
+    account, runs, excluded = (
+        Account(args.source_language),
+        Runs(work / f"run-{part.number}"),
+        find_excluded(args, work),
+    )
     columns = (args.source_column, args.target_column) if args.source_column else None
-    there = set()
-    with tqdm(desc="reading", unit=" pairs", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-        for corpus, spec in enumerate(args.corpus):
-            has_source = False
-            for chunk in read_corpus(spec, args.source_language, args.format, columns, args.keep_untranslated):
-                tags = chunk["language"].unique().to_list()
-                there.update(tags)
-                has_source = has_source or chunk["source"].null_count() < len(chunk)
-                bar.update(len(chunk))
-                taken = {tag: language_taken(tag, wanted, args.source_language) for tag in tags}
-                chunk = account.taken(chunk, corpus, taken)
-                if not chunk.is_empty():
-                    order.add(account.cleaned(cleaned(chunk, args, excluded), corpus))
-            if not has_source and not made_with(spec).get("shard"):  # few sentences leave some shards without any
-                raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
-    lacking = [language for language in sorted(wanted or ()) if not any(covers(language, tag) for tag in there)]
-    if lacking:
-        found = " ".join(sorted(there - {ALONE})) or "none"
-        raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
+    read = args.source_language, args.format, columns, args.keep_untranslated
+    tags, has_source, pairs = set(), False, 0
+    hidden = None if current_process().name == "MainProcess" else True
+    with tqdm(desc=part.spec, unit=" pairs", unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
+        for chunk in read_corpus(part.spec, *read, part.place):
+            there = chunk["language"].unique().to_list()
+            tags.update(there)
+            has_source = has_source or chunk["source"].null_count() < len(chunk)
+            bar.update(len(chunk))
+            taken = {tag: language_taken(tag, wanted, args.source_language) for tag in there}
+            chunk = account.taken(chunk, part.corpus, taken)
+            if not chunk.is_empty():
+                chunk = account.cleaned(cleaned(chunk, args, excluded), part.corpus)
+                runs.add(chunk)
+                pairs += len(chunk)
+    runs.close()
+    return Cleaned(account, tags, has_source, pairs, runs.paths)
 
 
-def write_pairs(args: argparse.Namespace, folder: Path, order: HashOrder, account: Account) -> dict[str, dict]:
-    """Select and write the pairs, in hash order; rows, pairs by language and rows without any of each split."""
+def find_excluded(args: argparse.Namespace, work: Path) -> np.ndarray | None:
+    """What --exclude names; read once."""
+    return once(work / "excluded.done", read_excluded, args.exclude) if args.exclude else None
+
+
+def judge(part: int, parts: int, runs: list[Path], args: argparse.Namespace, work: Path) -> tuple[Account, Counter]:
+    """Judge the pairs of a range of the hash against each other: what was dropped, and what is left by language."""
+    account = Account(args.source_language)
+    pairs = account.dropped(select(read_part(runs, part, parts), args.skip, args.max_translations))
+    pairs.write_ipc(work / f"judged-{part}.arrow", compression="lz4")
+    return account, Counter(dict(pairs.group_by("language").len().iter_rows()))
+
+
+class Written(NamedTuple):
+    """Of a split of a part: its pairs by language, its rows, and the hashes of its files of Arrow by view."""
+
+    pairs: Counter
+    rows: int
+    hashes: dict[str, str]
+
+
+def write(part: tuple[int, Counter], args: argparse.Namespace, work: Path) -> tuple[Account, dict[str, Written]]:
+    """Write the pairs of a range of the hash that their languages have room for: what was dropped, and the splits."""
+    number, room = part
+    account, written = Account(args.source_language), {}
+    pairs = account.dropped(limited(pl.read_ipc(work / f"judged-{number}.arrow"), room))
+    pairs = pairs.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+    for corpus, language, count in pairs.group_by("corpus", "language").len().iter_rows():
+        account.counts[corpus, language, "kept"] += count
+    for name in splits_of(args):
+        of_split = pairs.filter(split=name)
+        rows, translated = grouped(of_split), of_split.filter(pl.col("language") != ALONE)
+        hashes = {PAIRS: write_rows(work / f"{PAIRS}-{name}-{number}", rows)}
+        if args.export_pairs:
+            hashes[VIEW] = write_rows(work / f"{VIEW}-{name}-{number}", flat(translated))
+        if args.export_tsv:
+            for (language,), of_language in translated.group_by("language", maintain_order=True):
+                (work / f"{language}-{name}-{number}").write_bytes(tsv_lines(of_language))
+        written[name] = Written(Counter(dict(of_split.group_by("language").len().iter_rows())), len(rows), hashes)
+    return account, written
+
+
+def splits_of(args: argparse.Namespace) -> list[str]:
     fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
-    sizes = {name: Counter() for name, fraction in fractions.items() if fraction}
-    pairs_folder = ArrowFolder(folder, list(sizes), GROUPED, grouped)
-    views = []
-    if args.export_pairs:
-        views.append(ArrowFolder(folder / "pairs_view", list(sizes), FLAT, flat))
+    return [name for name, fraction in fractions.items() if fraction]
+
+
+# ---------------------------------------------------------------- the call, which hands them out
+
+
+def clean_corpora(args: argparse.Namespace, account: Account, work: Path, each: Each) -> tuple[list[Path], int]:
+    """Read and clean every corpus: the runs, and how many pairs are in them.
+
+    UserError for a corpus without pairs, or for a language that none has.
+    """
+    wanted = None
+    if args.target_languages != ["all"]:
+        wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
+    find_excluded(args, work)
+    places = [(corpus, spec, place) for corpus, spec in enumerate(args.corpus) for place in parts_of(spec, args.format)]
+    parts = [Part(number, *place) for number, place in enumerate(places)]
+    results = each("cleaning", partial(clean, args=args, wanted=wanted, work=work), parts)
+    runs, pairs, tags = [], 0, set()
+    for (_, spec), of_corpus in groupby(zip(parts, results, strict=True), lambda both: both[0][1:3]):
+        has_source = False
+        for _, found in of_corpus:
+            account.add(found.account)
+            runs += found.runs
+            pairs += found.pairs
+            tags |= found.tags
+            has_source = has_source or found.has_source
+        if not has_source:
+            raise UserError(f"{spec} holds no sentence pair with source language {args.source_language!r}")
+    lacking = [language for language in sorted(wanted or ()) if not any(covers(language, tag) for tag in tags)]
+    if lacking:
+        found = " ".join(sorted(tags - {ALONE})) or "none"
+        raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
+    return runs, pairs
+
+
+def select_pairs(
+    args: argparse.Namespace, runs: list[Path], pairs: int, account: Account, work: Path, each: Each
+) -> dict[int, dict[str, Written]]:
+    """Judge and write all pairs, in parts of the hash's range: what was written of each split, by part."""
+    parts = parts_of_order(pairs) if runs else 0
+    taken, rooms = Counter(), []
+    judged = each("judging", partial(judge, parts=parts, runs=runs, args=args, work=work), range(parts))
+    for part, (dropped, left) in enumerate(judged):
+        account.add(dropped)
+        if left:
+            rooms.append((part, {language: args.max_sentences_per_language - taken[language] for language in left}))
+        taken.update(left)
+    results = {}
+    written = each("writing", partial(write, args=args, work=work), rooms)
+    for (part, _), (dropped, splits) in zip(rooms, written, strict=True):
+        account.add(dropped)
+        results[part] = splits
+    return results
+
+
+def gather(args: argparse.Namespace, results: dict[int, dict[str, Written]], work: Path, folder: Path) -> None:
+    """Make the folder of pairs, and its views, of the files that the parts have left."""
+    splits = splits_of(args)
+    for view, schema, path in [(PAIRS, GROUPED, folder), (VIEW, FLAT, folder / VIEW)][: 1 + args.export_pairs]:
+        files = {name: [work / f"{view}-{name}-{part}" for part in results] for name in splits}
+        hashes = {name: [written[name].hashes[view] for written in results.values()] for name in splits}
+        save_splits(path, schema, files, hashes)
     if args.export_tsv:
-        views.append(TsvFolder(folder / "tsv", args.source_language))
-    room = defaultdict(lambda: args.max_sentences_per_language)
-    for part in tqdm(order, desc="writing", unit=" parts", disable=None, dynamic_ncols=True):
-        limits = {language: room[language] for language in part["language"].unique()}
-        part = account.dropped(select(part, args.skip, args.max_translations, limits))
-        part = part.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
-        for corpus, language, split, number in part.group_by("corpus", "language", "split").len().iter_rows():
-            account.counts[corpus, language, "kept"] += number
-            sizes[split][language] += number
-            room[language] -= number
-        for name in sizes:
-            of_split = part.filter(split=name)
-            pairs_folder.write(name, of_split)
-            for view in views:
-                view.write(name, of_split.filter(pl.col("language") != ALONE))
-    for writer in (pairs_folder, *views):
-        writer.close()
-    rows = pairs_folder.rows
-    for name in sizes:
-        if rows[name] == 0 and not args.shard:
-            left = sum(rows.values())
-            if left == 0:
-                raise UserError(f"no pair is left: {account.summary()}")
+        (folder / "tsv").mkdir()
+        for name in splits:
+            for part, written in results.items():
+                for language in written[name].pairs.keys() - {ALONE}:
+                    with (folder / f"tsv/{args.source_language}-{language}-{name}.tsv.gz").open("ab") as file:
+                        file.write((work / f"{language}-{name}-{part}").read_bytes())
+
+
+def sizes_of(args: argparse.Namespace, results: Collection[dict[str, Written]], account: Account) -> dict[str, dict]:
+    """Rows, pairs by language and rows without any of each split. UserError where one is empty."""
+    report, left = {}, sum(of_split.rows for written in results for of_split in written.values())
+    if left == 0:
+        raise UserError(f"no pair is left: {account.summary()}")
+    for name in splits_of(args):
+        rows, pairs = sum(written[name].rows for written in results), Counter()
+        if rows == 0:
             option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
             raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
-    alone = {name: pairs.pop(ALONE, 0) for name, pairs in sizes.items()}
-    report = {name: {"rows": rows[name], "pairs": dict(sorted(pairs.items()))} for name, pairs in sizes.items()}
-    if args.keep_untranslated:
-        report["train"]["untranslated"] = alone["train"]
+        for written in results:
+            pairs.update(written[name].pairs)
+        alone = pairs.pop(ALONE, 0)
+        report[name] = {"rows": rows, "pairs": dict(sorted(pairs.items()))}
+        if name == "train" and args.keep_untranslated:
+            report[name]["untranslated"] = alone
     return report
 
 
@@ -256,16 +349,17 @@ def main(args: argparse.Namespace) -> None:
     args.source_language = required_tag(args.source_language, "--source_language")
     args.corpus = [path for spec in args.corpus for path in expand_globs(spec)]
     check(args)
-    wanted = None
-    if args.target_languages != ["all"]:
-        wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
-    excluded = read_excluded(args.exclude) if args.exclude else None
     account = Account(args.source_language)
-    with writing(args.output_dir), replaced_folder(args.output_dir, args, "pairs") as folder:
-        order = HashOrder(folder / "runs")
-        collect(args, wanted, excluded, account, order)
-        report = {"splits": write_pairs(args, folder, order, account), "corpora": account.report(args.corpus)}
-        shutil.rmtree(order.folder, ignore_errors=True)
+    with (
+        writing(args.output_dir),
+        replaced_folder(args.output_dir, args, "pairs") as folder,
+        work_folder(args.output_dir, args) as work,
+        workers(args.workers, args.scheduler, work) as each,
+    ):
+        runs, pairs = clean_corpora(args, account, work, each)
+        results = select_pairs(args, runs, pairs, account, work, each)
+        report = {"splits": sizes_of(args, results.values(), account), "corpora": account.report(args.corpus)}
+        gather(args, results, work, folder)
         write_json(folder / "report.json", report)
         account.write_samples(folder / "dropped_samples.jsonl", args.corpus)
     print_report(report, args.output_dir)

@@ -169,7 +169,7 @@ def check_output(path: str | Path, args, kind: str, keep: bool = False) -> None:
         if part.is_symlink() and not part.exists():
             raise UserError(f"{part} is a link to {part.readlink()}, which does not exist: make it, or name a folder")
     path = Path(path).resolve()
-    for given in _inputs(args):
+    for given in inputs_of(args):
         if path == given or path in given.parents or given in path.parents:
             raise UserError(f"{path} would be written over the input {given}: name another output folder")
     if path.exists() and not path.is_dir():
@@ -184,7 +184,7 @@ def check_output(path: str | Path, args, kind: str, keep: bool = False) -> None:
         pass
 
 
-def _inputs(args) -> Iterator[Path]:
+def inputs_of(args) -> Iterator[Path]:
     """The files and folders that options of INPUTS name, as they are or within a spec."""
 
     def specs(given) -> Iterator[str]:  # a text, or lists of them

@@ -5,6 +5,7 @@ import fnmatch
 import glob
 import gzip
 import lzma
+import math
 import re
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from distill.command import UserError
 
 BLOCK = 1 << 23  # bytes of text at a time
 MAX_LINE = 1 << 26  # a file without line ends is no corpus: stop before it fills the memory
+PART = 1 << 26  # bytes of a plain file that are one part of it
 OPENERS = {
     ".gz": gzip.open,
     ".xz": lzma.open,
@@ -109,11 +111,32 @@ def opened(path: str) -> Iterator:
             yield file
 
 
-def text_blocks(path: str) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a file, about `BLOCK` bytes at a time, each with the number of its first line."""
+Part = tuple[int, int]  # of a file, from here to there: bytes of text, row groups of Parquet
+
+
+def parts_of_text(path: str) -> list[Part | None]:
+    """A plain file in parts of PART bytes, the last one open to its end; None, all of it, for any other."""
+    if not Path(path).is_file() or file_name(path).suffix.lower() in OPENERS:
+        return [None]
+    return [(start, start + PART) for start in range(0, max(1, Path(path).stat().st_size), PART)]
+
+
+def text_blocks(path: str, part: Part | None = None) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of a file, about `BLOCK` bytes at a time, each with the number of its first line.
+
+    Of a part, the lines that begin in it; where they are not the file's first, they are counted from 2 on.
+    """
+    start, stop = part or (0, math.inf)
     number, rest = 1, b""
     with opened(path) as file:
-        while block := file.read(BLOCK):
+        if start:
+            file.seek(start - 1)
+            start += len(file.readline(MAX_LINE)) - 1  # of a line that begins before
+            number = 2
+        while start < stop and (block := file.read(min(BLOCK, stop - start))):
+            start += len(block)
+            if start >= stop and not block.endswith(b"\n"):
+                block += file.readline(MAX_LINE)
             block = rest + block
             end = block.rfind(b"\n") + 1
             if end:
@@ -139,9 +162,9 @@ def decode(path: str, number: int, block: bytes) -> str:
         ) from None
 
 
-def text_lines(path: str) -> Iterator[tuple[int, pl.Series]]:
+def text_lines(path: str, part: Part | None = None) -> Iterator[tuple[int, pl.Series]]:
     """The lines of a UTF-8 text file without line ends, in blocks, each with the number of its first line."""
-    for number, block in text_blocks(path):
+    for number, block in text_blocks(path, part):
         text = decode(path, number, block).removesuffix("\n")
         yield number, pl.Series("line", [text]).str.split("\n").explode().str.strip_suffix("\r")
 

@@ -1,4 +1,4 @@
-"""build_pairs.py: every input kind, every filter, the account, sampling, shards, views, and a kill at any moment."""
+"""build_pairs.py: every input kind, every filter, the account, sampling, workers, views, and a kill at any moment."""
 
 import bz2
 import gzip
@@ -17,15 +17,18 @@ from types import SimpleNamespace
 
 import datasets
 import polars as pl
+import psutil
 import pyarrow as pa
 import pytest
 
 import build_pairs
+from distill import text_files
 from distill.command import UserError
 from distill.folders import replaced_folder
 from distill.languages import LETTER, is_region, languages_of_name, script_pattern, standard_tag
-from distill.pairs import cleaning, hash_order
-from distill.pairs.readers import read_corpus
+from distill.pairs import cleaning, hash_order, tables
+from distill.pairs.hash_order import read_part
+from distill.pairs.readers import PAIR, parts_of, read_corpus
 from distill.text_files import expand_languages
 
 ROOT = Path(__file__).parent.parent
@@ -646,105 +649,147 @@ def test_empty_split_is_refused(tmp_path):
     assert not (tmp_path / "pairs").exists() and list(tmp_path.iterdir()) == [path]
 
 
-# ---------------------------------------------------------------- scale: disk, shards
+# ---------------------------------------------------------------- scale: parts, runs, workers
 
 
-def test_on_disk_as_in_memory(tmp_path, monkeypatch):
-    """Sorted runs on disk give the bytes that memory gives, duplicates across runs and chunks included."""
+def cut_small(monkeypatch, memory: int = 1 << 28, part: int = 1 << 26, pairs: int = 1 << 20, block: int = 1 << 23):
+    """Bytes of a run, of a part of a file and of a block read; pairs of a part of the result."""
+    monkeypatch.setattr(hash_order, "MEMORY", memory)
+    monkeypatch.setattr(hash_order, "PAIRS", pairs)
+    monkeypatch.setattr(text_files, "BLOCK", block)
+    for module in (text_files, tables):
+        monkeypatch.setattr(module, "PART", part)
+
+
+def test_small_runs_and_parts_of_files_give_the_same_bytes(tmp_path, monkeypatch):
+    """Duplicates across runs, parts and ranges of the hash included; a limit that falls into the middle of them."""
     paths = [many(tmp_path, 300), many(tmp_path, 400, "y-en-it.tsv")]
-    options = ("--dev_fraction", 0.1, "--max_sentences_per_language", 350)
-    in_memory = build(tmp_path, paths, *options)
-    expected = content(in_memory["folder"])
-    drops = [dropped(in_memory, corpus) for corpus in (0, 1)]
+    options = ("--dev_fraction", 0.1, "--max_sentences_per_language", 350, "--export_tsv", "--export_pairs")
+    cut_small(monkeypatch, pairs=100)
+    whole = build(tmp_path, paths, *options)
+    expected = content(whole["folder"])
+    assert "train/data-00007-of-00008.arrow" in expected
+    drops = [dropped(whole, corpus) for corpus in (0, 1)]
     assert drops[1]["duplicate"] == 300 and sum(drop["over_limit"] for drop in drops) == 50
-    monkeypatch.setattr("distill.text_files.BLOCK", 1000)
-    monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (5000,))
-    spills = []
-    spill = hash_order.HashOrder._spill
-    monkeypatch.setattr(hash_order.HashOrder, "_spill", lambda self: (spills.append(1), spill(self)))
+    assert whole["report"]["splits"]["train"]["rows"] + whole["report"]["splits"]["dev"]["rows"] == 350
+    cut_small(monkeypatch, memory=5000, part=4000, pairs=100, block=1000)
     assert content(build(tmp_path, paths, *options)["folder"]) == expected
-    assert len(spills) > 5
+    runs = []
+    monkeypatch.setattr(build_pairs, "read_part", lambda paths, *part: runs.append(paths) or read_part(paths, *part))
+    assert content(build(tmp_path, paths, *options)["folder"]) == expected
+    assert len(runs) == 8 and len(runs[0]) > 8, "a run for each part of a file at least"
 
 
-def test_record_batches_do_not_depend_on_the_calls(tmp_path, monkeypatch):
+def test_a_range_without_pairs(tmp_path, monkeypatch):
+    cut_small(monkeypatch, pairs=1)
+    path = tsv(tmp_path / "x-en-it.tsv", [(f"Sentence number {i}.", f"Frase numero {i}.") for i in range(9)])
+    assert len(build(tmp_path, path, "--export_pairs", "--export_tsv")["rows"]) == 9
+
+
+def test_record_batches_have_as_many_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.pairs.pairs_folder.BATCH", 7)
-    monkeypatch.setattr(hash_order.HashOrder.__init__, "__defaults__", (3000,))
     split = build(tmp_path, many(tmp_path))["splits"]["train"]
     assert [len(chunk) for chunk in split.data.column("source").chunks] == [7] * 57 + [1]
 
 
-def test_shards_together_equal_the_whole(tmp_path):
-    tsv(tmp_path / "b-en-de.tsv", [(f"Sentence number {i}.", f"Satz Nummer {i}.") for i in range(200, 500)])
-    corpora = [many(tmp_path), tmp_path / "b-en-de.tsv", many(tmp_path, 50, "again-en-it.tsv")]
-    whole = build(tmp_path, corpora, "--dev_fraction", 0.1, languages=("it", "de"))
-    shards, counts = [], []
-    for i in range(3):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        shards.append(build(folder, corpora, "--dev_fraction", 0.1, "--shard", f"{i}/3", languages=("it", "de")))
-        assert 80 < len(shards[-1]["rows"]) < 250
-    for split in ("train", "dev"):  # one after the other, they are the whole
-        assert [row for shard in shards for row in shard["splits"][split]] == list(whole["splits"][split])
-    for corpus in range(3):  # and so are their accounts
-        for language, entry in whole["report"]["corpora"][corpus]["languages"].items():
-            counts = [shard["report"]["corpora"][corpus]["languages"][language] for shard in shards]
-            assert entry["read"] == sum(count["read"] for count in counts)
-            assert entry["kept"] == sum(count["kept"] for count in counts)
-            for reason, number in entry["dropped"].items():
-                assert number == sum(count["dropped"].get(reason, 0) for count in counts)
+@pytest.mark.parametrize("size", [1, 50, 64, 1000])
+@pytest.mark.parametrize("name", ["x-en-it.tsv", "header.tsv", "x.jsonl", "x.parquet"])
+def test_the_parts_of_a_file_are_the_file(tmp_path, monkeypatch, name, size):
+    path = tmp_path / name
+    pairs = [(f"Sentence {'long ' * (i % 5)}{i}.", f"Frase {i}.") for i in range(20)]
+    if name == "x.parquet":
+        columns = dict(zip(("en", "it"), zip(*pairs, strict=True), strict=True))
+        pl.DataFrame(columns, schema={"en": pl.String, "it": pl.String}).write_parquet(path, row_group_size=7)
+    elif name == "x.jsonl":
+        write(path, *(json.dumps({"translation": {"en": en, "it": it}}) for en, it in pairs))
+    else:
+        lines = ["\t".join(pair) for pair in [("en", "it")] * (name == "header.tsv") + pairs]
+        path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())  # the last line has no end
+    cut_small(monkeypatch, part=size)
+    parts = parts_of(str(path), None)
+    assert len(parts) > 1 or size == 1000
+    read = [pl.concat([pl.DataFrame(schema=PAIR), *read_corpus(str(path), "en", part=part)]) for part in parts]
+    assert [(row[0], row[2]) for row in pl.concat(read).iter_rows()] == pairs
 
 
-def test_merged_shards_keep_the_cap_of_the_whole(tmp_path):
-    """Each shard keeps up to the cap, the merge cuts to it: Arrow for Arrow the bytes of the run in one piece."""
-    options = ("--dev_fraction", 0.1, "--max_sentences_per_language", 120)
-    whole = content(build(tmp_path, many(tmp_path), *options)["folder"])
-    shards = []
-    for i in range(3):
-        folder = tmp_path / f"shard-{i}"
-        folder.mkdir()
-        shards.append(build(folder, many(tmp_path), *options, "--shard", f"{i}/3")["folder"])
-    merged = content(build(tmp_path, shards, *options)["folder"])
-    for split in ("train", "dev"):
-        for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
-            assert merged[f"{split}/{name}"] == whole[f"{split}/{name}"]
+def test_compressed_files_are_one_part(tmp_path):
+    with gzip.open(tmp_path / "x-en-it.tsv.gz", "wt") as file:
+        file.write("A dog.\tUn cane.\n")
+    assert parts_of(f"{tmp_path}/x-en-it.tsv.gz", None) == [None]
 
 
-def test_shards_that_are_not_one_whole_are_refused(tmp_path):
-    def shard(part: str) -> Path:
-        folder = tmp_path / part.replace("/", "-")
-        folder.mkdir()
-        return build(folder, many(tmp_path), "--dev_fraction", 0.1, "--shard", part)["folder"]
-
-    first, second, other = shard("0/3"), shard("1/3"), shard("2/4")
-    for shards, named in (([first, second], "0/3 1/3"), ([first, second, other], "0/3 1/3 2/4")):
-        with pytest.raises(UserError, match=f"the corpora hold the shards {named}: give all of one whole, each once"):
-            build(tmp_path, shards, "--dev_fraction", 0.1)
+def test_a_fault_in_a_later_part_is_told_by_its_line(tmp_path, monkeypatch):
+    cut_small(monkeypatch, part=1000)
+    path = many(tmp_path)
+    path.write_text(path.read_text().replace("Frase numero 321.", "Frase\tnumero 321."))
+    with pytest.raises(UserError, match="line 322: expected 2 columns between tabs, found 3"):
+        build(tmp_path, path)
 
 
-def test_shards_of_other_options_or_corpora_are_refused(tmp_path):
-    def shard(part: str, *options, corpus: str = "x-en-it.tsv") -> Path:
-        folder = tmp_path / f"{part.replace('/', '-')}-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        return build(folder, many(tmp_path, name=corpus), *options, "--shard", part)["folder"]
+def test_what_was_done_before_a_kill_is_found_again(tmp_path, monkeypatch):
+    """A call is stopped while it writes; given again, it cleans nothing anew, but where a file has changed since."""
+    path = many(tmp_path)
+    expected = content(build(tmp_path, path, "--dev_fraction", 0.1)["folder"])
+    shutil.rmtree(tmp_path / "pairs")
+    cleaned = []
+    clean, writing = build_pairs.clean, build_pairs.write
+    monkeypatch.setattr(build_pairs, "clean", lambda *given, **named: cleaned.append(1) or clean(*given, **named))
+    monkeypatch.setattr(build_pairs, "write", lambda *given, **named: sys.exit(143))
+    with pytest.raises(SystemExit):
+        build(tmp_path, path, "--dev_fraction", 0.1)
+    assert not (tmp_path / "pairs").exists()
+    monkeypatch.setattr(build_pairs, "write", writing)
+    assert content(build(tmp_path, path, "--dev_fraction", 0.1)["folder"]) == expected
+    assert len(cleaned) == 1 and not (tmp_path / ".pairs.parts").exists()
+    monkeypatch.setattr(build_pairs, "write", lambda *given, **named: sys.exit(143))
+    with pytest.raises(SystemExit):
+        build(tmp_path, path, "--dev_fraction", 0.1)
+    monkeypatch.setattr(build_pairs, "write", writing)
+    assert len(build(tmp_path, many(tmp_path, 200), "--dev_fraction", 0.1)["rows"]) == 200
+    assert len(cleaned) == 3
 
-    first = shard("0/2")
-    with pytest.raises(UserError, match="was made with --seed 7, not 42: make all shards and"):
-        build(tmp_path, [first, shard("1/2", "--seed", 7)])
-    with pytest.raises(UserError, match="are shards of different corpora"):
-        build(tmp_path, [first, shard("1/2", corpus="y-en-it.tsv")])
+
+def test_workers_give_the_bytes_of_one_process_though_one_is_killed(tmp_path):
+    corpora = [many(tmp_path, 2000 + i, f"{i}-en-it.tsv") for i in range(12)]
+    write(tmp_path / "excluded.txt", "Sentence number 7.")
+    given = ("--dev_fraction", 0.1, "--export_tsv", "--exclude", tmp_path / "excluded.txt")
+    expected = content(build(tmp_path, corpora, *given)["folder"])
+    call = [
+        "--corpus",
+        *corpora,
+        "--target_languages",
+        "it",
+        *given,
+        "--workers",
+        2,
+        "--output_dir",
+        tmp_path / "pairs",
+    ]
+    words = [sys.executable, ROOT / "build_pairs.py", *call]
+    with subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not list(tmp_path.glob(".pairs.parts/*/cleaning-1.done")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        workers = [
+            child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+        workers[0].kill()
+        assert process.wait(100) == 0, process.stderr.read()
+    assert len(workers) == 2
+    found = content(tmp_path / "pairs")
+    assert {name: found[name] for name in expected if name != "args.json"} == {
+        name: expected[name] for name in found if name != "args.json"
+    }
+
+
+def test_a_corpus_of_another_source_language_is_refused(tmp_path):
+    (tmp_path / "first").mkdir()
+    first = build(tmp_path / "first", many(tmp_path))["folder"]
     with pytest.raises(UserError, match="has the source language en, not it"):
-        build(tmp_path, [first], "--source_language", "it", languages=("en",))
+        build(tmp_path, first, "--source_language", "it", languages=("en",))
 
 
-def test_few_sentences_leave_shards_empty(tmp_path):
-    """They are folders of no rows, and the merge takes them; without shards the run says what is wrong."""
-    tsv(tmp_path / "x-en-it.tsv", [("A sentence.", "Una frase."), ("Another one.", "Un'altra ancora.")])
-    shards = []
-    for i in range(6):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        shards.append(build(folder, tmp_path / "x-en-it.tsv", "--dev_fraction", 0, "--shard", f"{i}/6")["folder"])
-    assert len(build(tmp_path, shards, "--dev_fraction", 0)["rows"]) == 2
+def test_no_pair_is_left(tmp_path):
     tsv(tmp_path / "y-en-it.tsv", [("A sentence.", "Предложение."), ("Another one.", "Другое.")])
     with pytest.raises(UserError, match="no pair is left: 2 read, dropped wrong_script 2, 0 of other"):
         build(tmp_path, tmp_path / "y-en-it.tsv", "--dev_fraction", 0)
@@ -817,8 +862,8 @@ def test_command_line_mistake(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--shard", "3/3"), "--shard 3/3: expected I/N"),
-        (("--shard", "x"), "--shard x: expected I/N"),
+        (("--workers", 2, "--scheduler", "tcp://localhost:1"), "give one of them"),
+        (("--scheduler", "nothing"), "--scheduler nothing: no worker can be had there"),
         (("--dev_fraction", "0.5", "--test_fraction", "0.5"), "--dev_fraction and --test_fraction"),
         (("--source_column", "a"), "give both"),
         (("--source_language", "englsh"), "did you mean en"),
@@ -929,39 +974,28 @@ def test_slurm_script_is_sound():
     assert done.returncode == 0, done.stdout
 
 
-def test_slurm_array_and_merge_equal_one_call(tmp_path):
+def test_slurm_job_equals_one_call(tmp_path):
     """The batch file as it stands but for its edit-me block, with an srun that only runs its command."""
     script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
     head, rest = script.split("corpora=", 1)
     rest = rest.split("# ---- end of edit me", 1)[1]
-    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\nshards=2\n"
+    edited = "corpora=(x-en-it.tsv)\nlanguages=(it)\npairs=pairs\n"
     (tmp_path / "job.sh").write_text(head + edited + rest, encoding="utf-8")
-    for name in ("bin", ".venv/bin"):
-        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
     (tmp_path / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
-    (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (tmp_path / "build_pairs.py").write_text(
-        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        f"runpy.run_path({str(ROOT / 'build_pairs.py')!r}, run_name='__main__')\n"
-    )
-    for path in ("bin/srun", ".venv/bin/python"):
-        (tmp_path / path).chmod(0o755)
+    (tmp_path / "bin/srun").chmod(0o755)
+    for name in (".venv", "distill", "build_pairs.py"):
+        (tmp_path / name).symlink_to(sys.prefix if name == ".venv" else ROOT / name)
     many(tmp_path)
     options = ["--dev_fraction", "0.1", "--max_sentences_per_language", "150"]
     environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
-    for extra in (
-        {"SLURM_ARRAY_TASK_ID": "0"},
-        {"SLURM_ARRAY_TASK_ID": "1"},
-        {"MERGE": "1", "SLURM_ARRAY_TASK_ID": "0"},
-    ):
-        job = ["bash", tmp_path / "job.sh", *options]
-        subprocess.run(job, env=environment | extra, check=True, cwd=tmp_path)
+    subprocess.run(["bash", tmp_path / "job.sh", *options], env=environment, check=True, cwd=tmp_path, timeout=200)
+    assert not list(tmp_path.glob("pairs.scheduler*"))
     folder = tmp_path / "whole"
     folder.mkdir()
-    whole = content(build(folder, tmp_path / "x-en-it.tsv", *options)["folder"])
-    merged = content(tmp_path / "pairs")
+    whole, found = content(build(folder, tmp_path / "x-en-it.tsv", *options)["folder"]), content(tmp_path / "pairs")
     for split in ("train", "dev"):
-        assert merged[f"{split}/data-00000-of-00001.arrow"] == whole[f"{split}/data-00000-of-00001.arrow"]
+        assert found[f"{split}/data-00000-of-00001.arrow"] == whole[f"{split}/data-00000-of-00001.arrow"]
 
 
 def test_a_brace_says_what_a_part_of_a_name_stands_for():

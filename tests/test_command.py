@@ -96,7 +96,7 @@ def test_closed_streams(tmp_path, redirected):
     assert (tmp_path / "pairs/report.json").is_file()
 
 
-@pytest.mark.parametrize("option", ["--exclude", "--shard", "--source_language"])
+@pytest.mark.parametrize("option", ["--exclude", "--scheduler", "--source_language"])
 def test_an_empty_name_is_refused(capsys, option):
     with pytest.raises(SystemExit) as end:
         build_pairs.build_parser().parse_args([option, ""])

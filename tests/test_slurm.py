@@ -213,25 +213,24 @@ def test_evaluation(teacher, tmp_path):
     assert set(scores["models"][0]["sts"]) == {"en", "it", "en-it", "it-en"}
 
 
-def test_an_array_of_shards_and_their_merge_equal_one_call(tmp_path):
+def test_pairs_by_two_nodes_equal_one_call(tmp_path):
     """The batch file with its edit-me block edited, from a folder that has what it names."""
     script = (ROOT / "slurm/build_pairs.slurm").read_text(encoding="utf-8")
-    edited = re.sub(r"^corpora=.*$", "corpora=(talks.jsonl)", script, flags=re.M)
+    edited = re.sub(r"^corpora=.*$", "corpora=(talks.jsonl news.tsv)", script, flags=re.M)
     edited = re.sub(r"^languages=.*$", "languages=(it de)", edited, flags=re.M)
-    edited = re.sub(r"^shards=.*$", "shards=3", edited, flags=re.M)
     (tmp_path / "build_pairs.slurm").write_text(edited)
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    for path in ROOT.glob("*.py"):
-        (tmp_path / path.name).symlink_to(path)
+    for name in (".venv", "distill", "build_pairs.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(SAMPLES / "talks.jsonl", tmp_path)
-    where = {"log": tmp_path / "log-%a", "folder": tmp_path}
+    (tmp_path / "news.tsv").write_text("en\tit\nA new sentence.\tUna frase nuova.\n")
     options = ("--max_translations", "2")
-    jobs = submit("build_pairs.slurm", *options, sbatch=("--array=0-2",), **where)
-    after = (f"--dependency=afterok:{jobs}", "--array=0", "--export=ALL,MERGE=1")
-    merged = end_of(submit("build_pairs.slurm", *options, sbatch=after, **where))
-    assert merged["JobState"] == "COMPLETED", "".join(path.read_text() for path in tmp_path.glob("log-*"))
-    assert len(list((tmp_path / "pairs.shards").iterdir())) == 3
-    command = f"--corpus {tmp_path}/talks.jsonl --target_languages it de --output_dir {tmp_path}/whole"
+    where = {"log": tmp_path / "log", "folder": tmp_path}
+    job = submit("build_pairs.slurm", *options, sbatch=("--nodes=2", "--mem-per-cpu=2G"), **where)
+    ended = end_of(job)
+    assert ended["JobState"] == "COMPLETED" and ended["NumNodes"] == "2", (tmp_path / "log").read_text()
+    command = (
+        f"--corpus {tmp_path}/talks.jsonl {tmp_path}/news.tsv --target_languages it de --output_dir {tmp_path}/whole"
+    )
     build_pairs(pairs_parser().parse_args([*command.split(), *options]))
     for name in ("train", "dev"):
         one, other = (tmp_path / folder / name / "data-00000-of-00001.arrow" for folder in ("pairs", "whole"))

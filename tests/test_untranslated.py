@@ -146,33 +146,23 @@ def test_dev_and_test_take_only_rows_with_translations_and_the_views_only_pairs(
 
 
 def test_the_limit_of_a_language_is_that_of_sentences_by_themselves_too(tmp_path):
-    """100 of 200 translations are taken, whose sentences else stand by themselves, as do the first 100 of these."""
+    """100 of 200 translations are taken, and the first 100 of the 200 sentences that have none."""
     everything = build(tmp_path, half_translated(tmp_path))["pairs"]
     result = build(tmp_path, half_translated(tmp_path), KEEP, "--max_sentences_per_language", 100)
     assert result["pairs"] == everything[:100]
-    assert of_source(result) == {"read": 400, "kept": 100, "translated": 100, "over_limit": 200}
-    assert {source for source, *_ in everything[100:]} & {s for s, targets in rows(result).items() if not targets}
+    assert of_source(result) == {"read": 400, "kept": 100, "translated": 200, "over_limit": 100}
+    assert not {source for source, *_ in everything} & {s for s, targets in rows(result).items() if not targets}
 
 
-def test_shards_merge_to_the_bytes_of_one_call(tmp_path):
+def test_small_parts_hold_the_same_rows(tmp_path, monkeypatch):
     write(tmp_path / "news.txt", *(f"News number {i}." for i in range(100)))
     corpora = [half_translated(tmp_path), f"en={tmp_path}/news.txt"]
     options = (KEEP, "--dev_fraction", 0.1, "--max_sentences_per_language", 120)
-    whole = content(build(tmp_path, corpora, *options)["folder"])
-    shards = []
-    for i in range(3):
-        (tmp_path / str(i)).mkdir()
-        shards.append(build(tmp_path / str(i), corpora, *options, "--shard", f"{i}/3")["folder"])
-    merged = content(build(tmp_path, shards, *options)["folder"])
-    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
-        assert all(merged[f"{split}/{name}"] == whole[f"{split}/{name}"] for split in ("train", "dev"))
-
-
-def test_on_disk_as_in_memory(tmp_path, monkeypatch):
-    expected = content(build(tmp_path, half_translated(tmp_path), KEEP)["folder"])
-    monkeypatch.setattr("distill.text_files.BLOCK", 1000)
-    monkeypatch.setattr("distill.pairs.hash_order.HashOrder.__init__.__defaults__", (5000,))
-    assert content(build(tmp_path, half_translated(tmp_path), KEEP)["folder"]) == expected
+    expected = build(tmp_path, corpora, *options)
+    for name, value in (("hash_order.MEMORY", 5000), ("hash_order.PAIRS", 100), ("tables.PART", 1000)):
+        monkeypatch.setattr(f"distill.pairs.{name}", value)
+    found = build(tmp_path, corpora, *options)
+    assert (found["rows"], found["report"]) == (expected["rows"], expected["report"])
 
 
 def test_who_reads_a_folder_of_pairs_lives_with_rows_without_translations(tmp_path):

@@ -1,6 +1,7 @@
-"""Sentence pairs in the order of a seeded hash of their source sentence, on disk when they outgrow memory."""
+"""Sentence pairs in the order of a seeded hash of their source sentence, from sorted runs on disk."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
-MEMORY = 1 << 28  # bytes of sentences held before they go to disk, and about as many read back at a time
-BUCKETS = 1 << 10  # ranges of the hash that a file on disk is cut into
+MEMORY = 1 << 28  # bytes of sentences held before they go to disk as a run
+BUCKETS = 1 << 10  # ranges of the hash that a run is cut into
+PAIRS = 1 << 20  # of a part that is put in order at a time, at most
 
 
 def starts_run(frame: pl.DataFrame, *columns: str) -> pl.Series:
@@ -24,72 +26,57 @@ def source_hash(sources: pl.Series, seed: int) -> pl.Series:
     return pl.Series("hash", hashes, dtype=pl.UInt64)
 
 
-def hash_range(shard: int, shards: int) -> tuple[int, int]:
-    """The lowest and the highest hash of a shard, counted from 0."""
-    return shard * 2**64 // shards, (shard + 1) * 2**64 // shards - 1
+def parts_of_order(pairs: int) -> int:
+    """Into how many ranges of the hash, all as wide, so many pairs are cut: a power of two, at most BUCKETS."""
+    return min(BUCKETS, 1 << math.ceil(math.log2(max(1, pairs / PAIRS))))
 
 
-class HashOrder:
-    """Collects frames in any order and gives their rows back sorted by the columns `hash` and `language`.
+class Runs:
+    """Writes frames, added in any order, as runs: files called by `stem` and a number, sorted by `hash` and `language`.
 
-    Rows that are equal in both stay in the order they came in. Beyond `memory` bytes, sorted runs go to files in
-    `folder`, one record batch per range of the hash, so that any range can be read back from all runs without the rest.
+    Rows that are equal in both stay in the order they came in. A run has one record batch per range of the hash, so
+    that any range can be read back from all runs without the rest.
     """
 
-    def __init__(self, folder: Path, memory: int = MEMORY):
-        self.folder, self.memory = folder, memory
+    def __init__(self, stem: Path):
+        self.stem = stem
         self.frames: list[pl.DataFrame] = []
         self.held = 0
-        self.runs: list[Path] = []
-        self.sizes = np.zeros(BUCKETS, dtype=np.int64)  # bytes on disk of each range
+        self.paths: list[Path] = []
 
     def add(self, frame: pl.DataFrame) -> None:
-        if frame.is_empty():
-            return
         self.frames.append(frame)
         self.held += frame.estimated_size()
-        if self.held > self.memory:
-            self._spill()
+        if self.held > MEMORY:
+            self.close()
 
-    def __iter__(self) -> Iterator[pl.DataFrame]:
-        """Frames of about `memory` bytes in hash order; the rows of one hash are never in two of them."""
-        if not self.runs:
-            if self.frames:
-                yield pl.concat(self.frames, rechunk=True).sort("hash", "language", maintain_order=True)
-            return
-        self._spill()
-        total, first = 0, 0
-        for last, size in enumerate(self.sizes):
-            total += int(size)
-            if total >= self.memory or last == BUCKETS - 1:
-                if total == 0:
-                    return
-                tables = [self._read(run, first, last + 1) for run in self.runs]
-                frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
-                yield frame.sort("hash", "language", maintain_order=True)
-                total, first = 0, last + 1
-
-    def _spill(self) -> None:
+    def close(self) -> None:
+        """Write what is held."""
         if not self.frames:
             return
-        frame = pl.concat(self.frames, rechunk=True).sort("hash", "language", maintain_order=True)
+        table = _sorted(pl.concat(self.frames)).to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
         self.frames, self.held = [], 0
         edges = np.arange(1, BUCKETS, dtype=np.uint64) << np.uint64(54)
-        edges = [0, *np.searchsorted(frame["hash"].to_numpy(), edges).tolist(), len(frame)]
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-        self.folder.mkdir(exist_ok=True)
-        run = self.folder / f"{len(self.runs)}.arrow"
+        edges = [0, *np.searchsorted(table["hash"].to_numpy(), edges).tolist(), len(table)]
+        self.paths.append(self.stem.with_name(f"{self.stem.name}-{len(self.paths)}.arrow"))
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.OSFile(str(run), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as writer:
+        with pa.OSFile(str(self.paths[-1]), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as run:
             for bucket in range(BUCKETS):
                 rows = table.slice(edges[bucket], edges[bucket + 1] - edges[bucket])
-                self.sizes[bucket] += rows.nbytes
                 batches = rows.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-                writer.write_batch(batches[0])
-        self.runs.append(run)
+                run.write_batch(batches[0])
 
-    @staticmethod
-    def _read(run: Path, first: int, last: int) -> pa.Table:
+
+def read_part(runs: Iterable[Path], part: int, parts: int) -> pl.DataFrame:
+    """The rows of all runs (one at least) whose hash lies in range `part` of `parts`, in the order of a run."""
+    buckets = range(part * BUCKETS // parts, (part + 1) * BUCKETS // parts)
+    tables = []
+    for path in runs:
         # Not memory-mapped: pages that were read would count as memory in use.
-        with pa.OSFile(str(run)) as file, pa.ipc.open_file(file) as reader:
-            return pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], reader.schema)
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as run:
+            tables.append(pa.Table.from_batches([run.get_batch(bucket) for bucket in buckets], run.schema))
+    return _sorted(pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))))
+
+
+def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort("hash", "language", maintain_order=True)

@@ -2,8 +2,9 @@
 
 import gzip
 import math
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from distill.command import UserError
 from distill.folders import file_hash, read_json
@@ -86,70 +88,39 @@ def flat(pairs: pl.DataFrame) -> pa.Table:
     return pa.table([arrow_strings(pairs[name]) for name in FLAT.names], schema=FLAT)
 
 
-class ArrowFolder:
-    """A DatasetDict on disk, written in batches; pairs of a source sentence must come in one call."""
-
-    def __init__(
-        self, folder: Path, splits: list[str], schema: pa.Schema, to_table: Callable[[pl.DataFrame], pa.Table]
-    ):
-        self.folder, self.to_table = folder, to_table
-        self.schema = datasets.Features.from_arrow_schema(schema).arrow_schema
-        self.rest = dict.fromkeys(splits, self.schema.empty_table())
-        self.rows = dict.fromkeys(splits, 0)
-        folder.mkdir(exist_ok=True)
-        self.writers = {name: pa.ipc.new_stream(str(folder / f"{name}.arrow"), self.schema) for name in splits}
-
-    def write(self, split: str, pairs: pl.DataFrame) -> None:
-        """Append pairs, in record batches of `BATCH` rows however the pairs were cut into calls."""
-        table = pa.concat_tables([self.rest[split], self.to_table(pairs).cast(self.schema)])
-        whole = len(table) - len(table) % BATCH
-        for start in range(0, whole, BATCH):
-            self.writers[split].write_table(table.slice(start, BATCH).combine_chunks())
-        self.rest[split] = table.slice(whole)
-        self.rows[split] += whole
-
-    def close(self) -> None:
-        """Write what is left, and the files that make it a folder for `datasets.load_from_disk`."""
-        # One row stands for the rows on disk while the library writes its own metadata; then the rows take its place.
-        # So they are written only once, and the layout is the library's.
-        stand_in = pa.Table.from_pylist([{}], schema=self.schema)
-        splits = {}
-        for name, writer in self.writers.items():
-            writer.write_table(self.rest[name].combine_chunks())
-            writer.close()
-            self.rows[name] += len(self.rest[name])
-            # `datasets` would draw a random fingerprint; this one says what the rows are.
-            fingerprint = file_hash(self.folder / f"{name}.arrow")
-            splits[name] = datasets.Dataset(stand_in, fingerprint=fingerprint, split=name)
-        datasets.DatasetDict(splits).save_to_disk(self.folder)
-        for name in splits:
-            (self.folder / f"{name}.arrow").replace(self.folder / name / "data-00000-of-00001.arrow")
+def write_rows(path: Path, rows: pa.Table) -> str:
+    """Write a file of Arrow as `datasets` has it, in record batches of `BATCH` rows; the hash of its bytes."""
+    schema = datasets.Features.from_arrow_schema(rows.schema).arrow_schema
+    with pa.ipc.new_stream(str(path), schema) as file:
+        file.write_table(rows.cast(schema).combine_chunks(), max_chunksize=BATCH)
+    return file_hash(path)
 
 
-class TsvFolder:
-    """`en-it-train.tsv.gz` and the like: source TAB target, as sentence-transformers reads them."""
+def save_splits(folder: Path, schema: pa.Schema, files: dict[str, list[Path]], hashes: dict[str, list[str]]) -> None:
+    """Make a DatasetDict of files that `write_rows` wrote, which are moved there; their hashes say what the rows are.
 
-    def __init__(self, folder: Path, source_language: str):
-        self.folder, self.source_language = folder, source_language
-        self.files: dict[tuple[str, str], gzip.GzipFile] = {}
-        folder.mkdir()
+    The library saves an empty row in the place of each file, and with them the layout that it has.
+    """
+    stand_ins = {}
+    for name, paths in files.items():
+        row = pa.Table.from_pylist([{}] * len(paths), schema=datasets.Features.from_arrow_schema(schema).arrow_schema)
+        # `datasets` would draw a random fingerprint
+        fingerprint = xxhash.xxh3_64_hexdigest("".join(hashes[name]).encode())
+        stand_ins[name] = datasets.Dataset(row, fingerprint=fingerprint, split=name)
+    counts = {name: len(paths) for name, paths in files.items()}
+    datasets.DatasetDict(stand_ins).save_to_disk(folder, num_shards=counts)
+    for name, paths in files.items():
+        for number, path in enumerate(paths):
+            shutil.move(path, folder / name / f"data-{number:05d}-of-{len(paths):05d}.arrow")
 
-    def write(self, split: str, pairs: pl.DataFrame) -> None:
-        # Without the white space step a sentence may hold tabs and line ends, which this format cannot.
-        text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
-        for (language,), rows in pairs.group_by("language", maintain_order=True):
-            if (language, split) not in self.files:
-                path = self.folder / f"{self.source_language}-{language}-{split}.tsv.gz"
-                # No name and no time in the gzip header: the same pairs give the same bytes.
-                self.files[language, split] = gzip.GzipFile("", "wb", fileobj=path.open("wb"), mtime=0)
-            lines = rows.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
-            self.files[language, split].write("".join(lines.to_list()).encode())
 
-    def close(self) -> None:
-        for file in self.files.values():
-            inner = file.fileobj
-            file.close()
-            inner.close()
+def tsv_lines(pairs: pl.DataFrame) -> bytes:
+    """Source TAB target, packed by gzip: as sentence-transformers reads them. Several of it may follow one another."""
+    # Without the white space step a sentence may hold tabs and line ends, which this format cannot.
+    text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
+    lines = pairs.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
+    # No time in the header: the same pairs give the same bytes.
+    return gzip.compress("".join(lines.to_list()).encode(), mtime=0)
 
 
 def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator[tuple[str, list[str]]]:

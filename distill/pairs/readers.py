@@ -6,6 +6,7 @@ here: cleaning.py does that.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -15,9 +16,9 @@ import polars as pl
 from distill.command import UserError
 from distill.languages import covers, language_of_word, required_tag
 from distill.pairs.schemas import ALONE, COLUMN_PAIRS, alone, named_languages, table_pairs, wide_pairs
-from distill.pairs.tables import CHUNK, TABLES, aligned_in_zip, distinct, find_format, format_of_suffix
+from distill.pairs.tables import CHUNK, PARTS, TABLES, aligned_in_zip, distinct, find_format, format_of_suffix
 from distill.pairs.tmx import tmx_units
-from distill.text_files import expand_languages, text_lines
+from distill.text_files import Part, expand_languages, text_lines
 
 PAIR = {"source": pl.String, "language": pl.String, "target": pl.String}
 
@@ -39,20 +40,47 @@ def read_corpus(
     file_format: str | None = None,
     columns: tuple[str, str] | None = None,
     by_themselves: bool = False,
+    part: Part | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Every pair of a corpus, in all its languages (tags in standard form where they are known), in chunks.
 
     `columns` names the source and target column of a table. `by_themselves`: also every source sentence, in the
-    language `ALONE`, whether it has translations or not. UserError for what cannot be read.
+    language `ALONE`, whether it has translations or not. `part`: one of `parts_of`. UserError for what cannot be read.
     """
-    for frame in _frames(spec, source_language, file_format, columns):
-        frame = frame if by_themselves else frame.filter(pl.col("language") != ALONE)
-        if not frame.is_empty():
-            yield frame
+    try:
+        for frame in _frames(spec, source_language, file_format, columns, part):
+            frame = frame if by_themselves else frame.filter(pl.col("language") != ALONE)
+            if not frame.is_empty():
+                yield frame
+    except UserError:
+        if part and part[0]:  # lines and rows are counted from the part's beginning: find them from the file's
+            deque(_frames(spec, source_language, file_format, columns), maxlen=0)
+        raise
+
+
+def parts_of(spec: str, file_format: str | None) -> list[Part | None]:
+    """The parts that can be read by themselves, in order, of a plain file of TSV, JSON lines or Parquet; else [None].
+
+    UserError where a corpus's format cannot be told.
+    """
+    path, languages = languages_of_spec(spec)
+    if languages and len(languages) == 1:
+        return [None]
+    return PARTS.get(format_of(path, languages, file_format), lambda path: [None])(path)
+
+
+def format_of(path: str, languages: tuple[str, ...] | None, file_format: str | None) -> str:
+    """The format of a corpus: the one given, or by its name; a file of two named columns is TSV, however called."""
+    plain = languages and format_of_suffix(path) is None and (Path(path).is_file() or "://" in path)
+    return file_format or ("tsv" if plain else find_format(path))
 
 
 def _frames(
-    spec: str, source_language: str, file_format: str | None, columns: tuple[str, str] | None
+    spec: str,
+    source_language: str,
+    file_format: str | None,
+    columns: tuple[str, str] | None,
+    part: Part | None = None,
 ) -> Iterator[pl.DataFrame]:
     path, languages = languages_of_spec(spec)
     if languages and sum(covers(source_language, tag) for tag in languages) != 1:
@@ -63,17 +91,16 @@ def _frames(
             raise UserError(f"{spec}: a language by itself stands before plain text, a sentence a line, not {kind}")
         yield from map(alone, line_chunks(path, CHUNK))
         return
-    # A file of two columns, whatever it is called
-    plain = languages and format_of_suffix(path) is None and (Path(path).is_file() or "://" in path)
-    kind = file_format or ("tsv" if plain else find_format(path))
+    kind = format_of(path, languages, file_format)
     if kind in ("text", "tmx", "zip"):
         if languages or columns:
             raise UserError(f"{path} names its languages itself: give it without languages or columns")
         path = aligned_in_zip(path) if kind == "zip" else path
         yield from tmx_pairs(path, source_language) if kind == "tmx" else aligned_pairs(path, source_language)
         return
+    given = (path, source_language, columns, languages) if kind == "tsv" else (path,)
     row = 0
-    for table in tsv_tables(path, source_language, columns, languages) if kind == "tsv" else TABLES[kind](path):
+    for table in (TABLES | {"tsv": tsv_tables})[kind](*given, *([part] if part else [])):
         for pairs in table_pairs(table, path, source_language, columns, languages, row):
             # In no language, a sentence is nobody's target: it is counted as missing.
             target = pl.when(pl.col("language").is_not_null()).then("target").alias("target")
@@ -135,16 +162,22 @@ def _unit_pairs(variants: list[tuple[str, str | None]], source_language: str) ->
 
 
 def tsv_tables(
-    path: str, source_language: str, columns: tuple[str, str] | None, languages: tuple[str, str] | None
+    path: str,
+    source_language: str,
+    columns: tuple[str, str] | None,
+    languages: tuple[str, str] | None,
+    part: Part | None = None,
 ) -> Iterator[pl.DataFrame]:
     """TSV without quoting: with a header, or of two columns whose languages are given or stand in the file's name.
 
     Also as Tatoeba has it, where a number stands before each sentence, and manythings.org, with its licence behind.
     """
-    names = None
-    for number, lines in text_lines(path):
-        if names is None:
-            names, has_header = _tsv_columns(path, lines[0], source_language, columns, languages)
+    first = next(text_lines(path, (0, 1)), None)
+    if first is None:
+        return
+    names, has_header = _tsv_columns(path, first[1][0], source_language, columns, languages)
+    for number, lines in text_lines(path, part):
+        if number == 1:
             number, lines = number + has_header, lines[int(has_header) :]
         tabs = lines.str.count_matches("\t", literal=True)
         bad = ((tabs != len(names) - 1) & (lines != "")).arg_true()

@@ -26,6 +26,15 @@ class Account:
         self.variants: defaultdict[int, Counter] = defaultdict(Counter)  # (language, tag) that it was taken from
         self.not_taken: defaultdict[int, Counter] = defaultdict(Counter)  # tags that were read and not asked for
 
+    def add(self, later: "Account") -> None:
+        """What another has counted, of pairs that came after these."""
+        self.counts.update(later.counts)
+        for key, pairs in later.samples.items():
+            self.samples[key] = [*self.samples[key], *pairs][:SAMPLES]
+        for corpora, found in ((self.variants, later.variants), (self.not_taken, later.not_taken)):
+            for corpus, tags in found.items():
+                corpora[corpus].update(tags)
+
     def taken(self, pairs: pl.DataFrame, corpus: int, languages: dict[str, str | None]) -> pl.DataFrame:
         """The pairs under the language that each tag is taken as; those of others (None) are counted and left out."""
         for tag, number in pairs.group_by("language").len().iter_rows():
@@ -98,11 +107,10 @@ class Account:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: dict[str, int]) -> pl.DataFrame:
-    """Judge clean pairs, in the order of `HashOrder`, against each other: adds `dropped` (null for what is kept).
+def select(pairs: pl.DataFrame, skip: list[str], max_translations: int) -> pl.DataFrame:
+    """Judge clean pairs, in the order of a run, against each other: adds `dropped` (null for what is kept).
 
-    `room` holds the number of pairs that each language may still take. A sentence by itself is kept once, where none of
-    its translations is.
+    A sentence by itself is kept once, where it has no translation.
     """
     run = starts_run(pairs, "hash", "language")
     several = (~(run & run.shift(-1, fill_value=True))).arg_true()
@@ -116,18 +124,16 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int, room: di
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
     few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
     pairs = pairs.with_columns(dropped=dropped.scatter(several, few["dropped"]))
-    if ALONE in room:  # which translations are kept is known when their limits are
-        pairs = limited(pairs, room | {ALONE: len(pairs)})
+    if (pairs["language"] == ALONE).any():
         translated = (pl.col("dropped").is_null() & ~is_alone).any().over("hash")
         pairs = pairs.with_columns(pl.coalesce("dropped", first_reason([("translated", is_alone & translated)])))
-    return limited(pairs, room)
+    return pairs
 
 
 def limited(pairs: pl.DataFrame, room: dict[str, int]) -> pl.DataFrame:
-    """The pairs with those marked as dropped that their language has no room for."""
-    alive = pl.col("dropped").is_null().cast(pl.Int64)
-    full = alive.cum_sum().over("language") > pl.col("language").replace_strict(room, return_dtype=pl.Int64)
-    return pairs.with_columns(pl.coalesce("dropped", first_reason([("over_limit", full)])))
+    """Adds `dropped` to pairs in their order: those that their language has no room for."""
+    full = pl.int_range(pl.len()).over("language") >= pl.col("language").replace_strict(room, return_dtype=pl.Int64)
+    return pairs.with_columns(dropped=first_reason([("over_limit", full)]))
 
 
 def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:

@@ -21,10 +21,13 @@ from distill.pairs.tmx import tmx_units
 from distill.text_files import (
     MAX_LINE,
     OPENERS,
+    PART,
+    Part,
     decode,
     expand_languages,
     file_name,
     opened,
+    parts_of_text,
     reading,
     text_blocks,
     text_lines,
@@ -134,9 +137,9 @@ def csv_tables(path: str) -> Iterator[pl.DataFrame]:
         yield from _csv_frames(path, [name.strip() for name in header], rows)
 
 
-def jsonl_tables(path: str) -> Iterator[pl.DataFrame]:
+def jsonl_tables(path: str, part: Part | None = None) -> Iterator[pl.DataFrame]:
     """JSON lines: one object a line. A value that is no string is none in a column of strings either: UserError."""
-    for number, block in text_blocks(path):
+    for number, block in text_blocks(path, part):
         text = decode(path, number, block)
         if number == 1 and text.lstrip().startswith("["):
             raise UserError(f"{path} is one JSON array: write one object a line, as in 'jq -c .[]'")
@@ -178,11 +181,24 @@ def _json_fault(path: str, number: int, text: str) -> str | None:
     return None
 
 
-def parquet_tables(path: str) -> Iterator[pl.DataFrame]:
+def parquet_tables(path: str, part: Part | None = None) -> Iterator[pl.DataFrame]:
+    """The rows of a Parquet file, or of some of its row groups."""
     with opened(path) as file, pq.ParquetFile(file) as parquet:
         nested = any(pa.types.is_nested(field.type) for field in parquet.schema_arrow)
-        for batch in parquet.iter_batches(NESTED_CHUNK if nested else CHUNK, use_threads=False):
+        groups = range(*(part or (0, parquet.num_row_groups)))
+        for batch in parquet.iter_batches(NESTED_CHUNK if nested else CHUNK, row_groups=groups, use_threads=False):
             yield pl.DataFrame(pl.from_arrow(batch))
+
+
+def parts_of_parquet(path: str) -> list[Part | None]:
+    """The row groups of a file, as many in a part as hold PART bytes before they were packed."""
+    if not Path(path).is_file() or file_name(path).suffix.lower() in OPENERS:
+        return [None]
+    with opened(path) as file, pq.ParquetFile(file) as parquet:
+        sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)]
+    before = [0, *itertools.accumulate(sizes)]
+    starts = [i for i in range(len(sizes)) if i == 0 or before[i] // PART > before[i - 1] // PART]
+    return list(zip(starts, [*starts[1:], len(sizes)], strict=True)) or [None]
 
 
 def arrow_tables(path: str) -> Iterator[pl.DataFrame]:
@@ -247,6 +263,7 @@ def aligned_in_zip(path: str) -> str:
     return f"zip://{stem}.{{{','.join(tags)}}}::{path}"
 
 
+PARTS = {"jsonl": parts_of_text, "tsv": parts_of_text, "parquet": parts_of_parquet}  # formats whose files have parts
 TABLES = {"csv": csv_tables, "jsonl": jsonl_tables, "parquet": parquet_tables}
 TABLES |= {"arrow": arrow_tables, "mined": mined_tables, "hub": hub_tables}
 
