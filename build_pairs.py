@@ -15,8 +15,6 @@ and of a command that was killed and is given again.
 """
 
 import argparse
-import shutil
-import textwrap
 from collections import Counter
 from collections.abc import Collection
 from functools import partial
@@ -28,7 +26,6 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import polars as pl
-from tabulate import tabulate
 from tqdm import tqdm
 
 from distill.command import Parser, UserError, at_least, between, run, share
@@ -45,7 +42,9 @@ from distill.pairs.cleaning import (
 )
 from distill.pairs.hash_order import Runs, parts_of_order, read_part, source_hash, starts_run
 from distill.pairs.pairs_folder import FLAT, GROUPED, flat, grouped, save_splits, tsv_lines, write_rows
+from distill.pairs.quality import length_steps, of_unusual_length, usual_lengths
 from distill.pairs.readers import languages_of_spec, parts_of, read_corpus
+from distill.pairs.report import print_report
 from distill.pairs.schemas import ALONE
 from distill.pairs.selection import Account, limited, select, split_of
 from distill.pairs.tables import FORMATS
@@ -173,12 +172,12 @@ class Part(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """Of a part: the account, the tags that were met, whether any pair had a source, the pairs and where they are."""
+    """Of a part: the account, the tags that were met, whether any pair had a source, the lengths, the pairs' files."""
 
     account: Account
     tags: set[str]
     has_source: bool
-    pairs: int
+    lengths: dict[str, Counter]  # pairs of each language by `length_steps`
     runs: list[Path]
 
 
@@ -191,7 +190,7 @@ def clean(part: Part, args: argparse.Namespace, wanted: set[str] | None, work: P
     )
     columns = (args.source_column, args.target_column) if args.source_column else None
     read = args.source_language, args.format, columns, args.keep_untranslated
-    tags, has_source, pairs = set(), False, 0
+    tags, has_source, lengths = set(), False, {}
     hidden = None if current_process().name == "MainProcess" else True
     with tqdm(desc=part.spec, unit=" pairs", unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
         for chunk in read_corpus(part.spec, *read, part.place):
@@ -204,9 +203,10 @@ def clean(part: Part, args: argparse.Namespace, wanted: set[str] | None, work: P
             if not chunk.is_empty():
                 chunk = account.cleaned(cleaned(chunk, args, excluded), part.corpus)
                 runs.add(chunk)
-                pairs += len(chunk)
+                for language, step, count in chunk.group_by("language", length_steps().alias("step")).len().iter_rows():
+                    lengths.setdefault(language, Counter())[step] += count
     runs.close()
-    return Cleaned(account, tags, has_source, pairs, runs.paths)
+    return Cleaned(account, tags, has_source, lengths, runs.paths)
 
 
 def find_excluded(args: argparse.Namespace, work: Path) -> np.ndarray | None:
@@ -214,10 +214,14 @@ def find_excluded(args: argparse.Namespace, work: Path) -> np.ndarray | None:
     return once(work / "excluded.done", read_excluded, args.exclude) if args.exclude else None
 
 
-def judge(part: int, parts: int, runs: list[Path], args: argparse.Namespace, work: Path) -> tuple[Account, Counter]:
+def judge(
+    part: int, parts: int, runs: list[Path], usual: dict[str, tuple[int, int]], args: argparse.Namespace, work: Path
+) -> tuple[Account, Counter]:
     """Judge the pairs of a range of the hash against each other: what was dropped, and what is left by language."""
     account = Account(args.source_language)
-    pairs = account.dropped(select(read_part(runs, part, parts), args.skip, args.max_translations))
+    pairs = read_part(runs, part, parts)
+    pairs = pairs.with_columns(dropped=first_reason([("unusual_length", of_unusual_length(usual))]))
+    pairs = account.dropped(select(account.dropped(pairs), args.skip, args.max_translations))
     pairs.write_ipc(work / f"judged-{part}.arrow", compression="lz4")
     return account, Counter(dict(pairs.group_by("language").len().iter_rows()))
 
@@ -259,8 +263,10 @@ def splits_of(args: argparse.Namespace) -> list[str]:
 # ---------------------------------------------------------------- the call, which hands them out
 
 
-def clean_corpora(args: argparse.Namespace, account: Account, work: Path, each: Each) -> tuple[list[Path], int]:
-    """Read and clean every corpus: the runs, and how many pairs are in them.
+def clean_corpora(
+    args: argparse.Namespace, account: Account, work: Path, each: Each
+) -> tuple[list[Path], dict[str, Counter]]:
+    """Read and clean every corpus: the runs, and the pairs in them by language and length.
 
     UserError for a corpus without pairs, or for a language that none has.
     """
@@ -271,13 +277,14 @@ def clean_corpora(args: argparse.Namespace, account: Account, work: Path, each: 
     places = [(corpus, spec, place) for corpus, spec in enumerate(args.corpus) for place in parts_of(spec, args.format)]
     parts = [Part(number, *place) for number, place in enumerate(places)]
     results = each("cleaning", partial(clean, args=args, wanted=wanted, work=work), parts)
-    runs, pairs, tags = [], 0, set()
+    runs, lengths, tags = [], {}, set()
     for (_, spec), of_corpus in groupby(zip(parts, results, strict=True), lambda both: both[0][1:3]):
         has_source = False
         for _, found in of_corpus:
             account.add(found.account)
             runs += found.runs
-            pairs += found.pairs
+            for language, counts in found.lengths.items():
+                lengths.setdefault(language, Counter()).update(counts)
             tags |= found.tags
             has_source = has_source or found.has_source
         if not has_source:
@@ -286,16 +293,23 @@ def clean_corpora(args: argparse.Namespace, account: Account, work: Path, each: 
     if lacking:
         found = " ".join(sorted(tags - {ALONE})) or "none"
         raise UserError(f"no corpus holds {' '.join(lacking)}: the target languages there are {found}")
-    return runs, pairs
+    return runs, lengths
 
 
 def select_pairs(
-    args: argparse.Namespace, runs: list[Path], pairs: int, account: Account, work: Path, each: Each
+    args: argparse.Namespace,
+    runs: list[Path],
+    lengths: dict[str, Counter],
+    account: Account,
+    work: Path,
+    each: Each,
 ) -> dict[int, dict[str, Written]]:
     """Judge and write all pairs, in parts of the hash's range: what was written of each split, by part."""
-    parts = parts_of_order(pairs) if runs else 0
+    parts = parts_of_order(sum(map(Counter.total, lengths.values()))) if runs else 0
+    usual = {} if "unusual_length" in args.skip else usual_lengths(lengths)
     taken, rooms = Counter(), []
-    judged = each("judging", partial(judge, parts=parts, runs=runs, args=args, work=work), range(parts))
+    judging = partial(judge, parts=parts, runs=runs, usual=usual, args=args, work=work)
+    judged = each("judging", judging, range(parts))
     for part, (dropped, left) in enumerate(judged):
         account.add(dropped)
         if left:
@@ -356,41 +370,13 @@ def main(args: argparse.Namespace) -> None:
         work_folder(args.output_dir, args) as work,
         workers(args.workers, args.scheduler, work) as each,
     ):
-        runs, pairs = clean_corpora(args, account, work, each)
-        results = select_pairs(args, runs, pairs, account, work, each)
+        runs, lengths = clean_corpora(args, account, work, each)
+        results = select_pairs(args, runs, lengths, account, work, each)
         report = {"splits": sizes_of(args, results.values(), account), "corpora": account.report(args.corpus)}
         gather(args, results, work, folder)
         write_json(folder / "report.json", report)
         account.write_samples(folder / "dropped_samples.jsonl", args.corpus)
     print_report(report, args.output_dir)
-
-
-def print_report(report: dict, output_dir: str) -> None:
-    """The account as a table per corpus, one line per language, as wide as the terminal."""
-    width = shutil.get_terminal_size().columns
-
-    def listed(numbers: dict[str, int], mark: str = " ") -> str:
-        return ", ".join(f"{name}{mark}{number}" for name, number in numbers.items())
-
-    for corpus in report["corpora"]:
-        # A no-break space keeps a reason and its number on one line of a wrapped cell.
-        rows = [
-            [tag, found["read"], found["kept"], listed(found["dropped"], "\u00a0")]
-            for tag, found in corpus["languages"].items()
-        ]
-        headers = ["language", "read", "kept", "dropped"]
-        left = len(tabulate([row[:3] for row in rows], headers[:3]).splitlines()[1]) + 2
-        print(corpus["corpus"])
-        table = tabulate(rows, headers, maxcolwidths=[None, None, None, max(width - left, 22)])
-        print(table.replace("\u00a0", " "))
-        lines = [
-            f"{tag} is {listed(found['variants'])}" for tag, found in corpus["languages"].items() if "variants" in found
-        ]
-        if corpus["not_taken"]:
-            lines.append(f"not taken: {listed(corpus['not_taken'])}")
-        print("".join(f"{textwrap.fill(line, width, subsequent_indent='  ')}\n" for line in lines), end="")
-    sizes = ", ".join(f"{name} {split['rows']} rows" for name, split in report["splits"].items())
-    print(f"{output_dir}: {sizes}")
 
 
 if __name__ == "__main__":

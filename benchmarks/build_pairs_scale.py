@@ -1,6 +1,7 @@
 """Peak memory and speed of build_pairs.py on generated corpora of 0.1, 1 and 10 million pairs, as a table and a plot.
 
     python benchmarks/build_pairs_scale.py --plot benchmarks/build_pairs_scale.png
+    python benchmarks/build_pairs_scale.py --pairs 3000000 --workers 1 2
 
 The corpora are two-column TSV in two languages that share half their source sentences; one pair in twenty is a
 duplicate. They are written in chunks and seeded, so every run measures the same bytes. Each build is a process of its
@@ -33,6 +34,7 @@ LIMIT_GIB = 3
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="processes; memory is that of the largest")
     parser.add_argument("--work_dir", help="folder for the generated corpora, 5 GB at 10 million pairs")
     parser.add_argument("--plot", help="PNG file to write")
     return parser
@@ -64,10 +66,11 @@ def generate(path: Path, pairs: int, seed: int, source_seed: int) -> None:
             file.write("".join(lines.to_list()).encode())
 
 
-def measure(corpora: list[Path], output: Path) -> dict:
+def measure(corpora: list[Path], workers: int, output: Path) -> dict:
     """Build in a process of its own; seconds, CPU seconds and peak memory (GiB) of it."""
     call = [sys.executable, ROOT / "build_pairs.py", "--corpus", *corpora, "--target_languages", "it", "de"]
     call += ["--skip", "wrong_language", "--max_sentences_per_language", 10**9, "--output_dir", output]
+    call += ["--workers", workers]
     start = time.perf_counter()
     process = subprocess.Popen([*map(str, call)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -87,10 +90,12 @@ def main(args: argparse.Namespace) -> None:
             for seed, path in enumerate(corpora, 2):
                 generate(path, pairs // 2, seed, source_seed=9)
             size = sum(path.stat().st_size for path in corpora) / 2**20
-            found = measure(corpora, Path(temporary) / "pairs")
-        rows.append([pairs, size, found["gib"], found["seconds"], pairs / found["seconds"], pairs / found["cpu"]])
-        print(f"{pairs} pairs: {found['gib']:.2f} GiB, {found['seconds']:.1f} s", flush=True)
-    headers = ["pairs", "MiB", "peak GiB", "seconds", "pairs/s", "pairs/CPU-s"]
+            for workers in args.workers:
+                found = measure(corpora, workers, Path(temporary) / "pairs")
+                speeds = pairs / found["seconds"], pairs / found["cpu"]
+                rows.append([pairs, size, found["gib"], found["seconds"], *speeds, workers])
+                print(f"{pairs} pairs: {found['gib']:.2f} GiB, {found['seconds']:.1f} s", flush=True)
+    headers = ["pairs", "MiB", "peak GiB", "seconds", "pairs/s", "pairs/CPU-s", "workers"]
     print(tabulate(rows, headers, floatfmt=("", ".0f", ".2f", ".1f", ",.0f", ",.0f"), intfmt=","))
     if args.plot:
         plot(rows, args.plot)

@@ -25,7 +25,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
 from distill.pairs.cleaning import FILTERS, MENDING
-from distill.pairs.hash_order import HashOrder
+from distill.pairs.hash_order import Runs, read_part
 from distill.pairs.schemas import table_pairs
 from distill.pairs.tables import parquet_tables
 
@@ -66,15 +66,15 @@ def article_files(lines: dict[str, list[str]], source_language: str, folder: Pat
             file.write("\n".join(texts))
 
 
-def clean_pairs(tables: list[pl.DataFrame], args: argparse.Namespace, folder: Path) -> list[pl.DataFrame]:
+def clean_pairs(tables: list[pl.DataFrame], args: argparse.Namespace, folder: Path) -> pl.DataFrame:
     """What build_pairs.py does between reading and writing: clean, selected and counted pairs in hash order."""
-    account, order = build_pairs.Account(args.source_language), HashOrder(folder)
+    account, runs = build_pairs.Account(args.source_language), Runs(folder / "run")
     for table in tables:
         for chunk in table_pairs(table, args.corpus[0], args.source_language):
             chunk = chunk.filter(pl.col("language").is_in(args.target_languages))
-            order.add(account.cleaned(build_pairs.cleaned(chunk, args, None), 0))
-    room = dict.fromkeys(args.target_languages, args.max_sentences_per_language)
-    return [account.dropped(build_pairs.select(part, args.skip, args.max_translations, room)) for part in order]
+            runs.add(account.cleaned(build_pairs.cleaned(chunk, args, None), 0))
+    runs.close()
+    return account.dropped(build_pairs.select(read_part(runs.paths, 0, 1), args.skip, args.max_translations))
 
 
 def built(arguments: list[str], output: Path) -> Path:
@@ -116,9 +116,10 @@ def main(args: argparse.Namespace) -> None:
         works = {
             "in memory": (
                 lambda: article_loop(rows, source, targets),
-                lambda: clean_pairs(tables, options, folder / "runs"),
+                lambda: clean_pairs(tables, options, folder),
             ),
-            "file to files": (article, lambda: built(on, folder / "on")),
+            "file to .tsv.gz": (article, lambda: built([*on, "--export_tsv"], folder / "on")),
+            "file to Arrow": (article, lambda: built(on, folder / "on")),
         }
         seconds = {name: ([], []) for name in works}
         for _ in range(args.repeats):

@@ -23,6 +23,6 @@ done
 if [[ ! -e $OUT/pairs ]]; then
   # Translators wrote the sample: it needs no filters against dirt.
   python build_pairs.py --corpus "$DATA/ted_multi_sample.parquet" --target_languages it es ar fr de \
-    --skip wrong_language markup repetition numbers encoding entities \
+    --skip wrong_language markup repetition numbers unusual_length encoding entities \
     --exclude "$DEV" "$TEST" "${TATOEBA[@]}" --output_dir "$OUT/pairs"
 fi

@@ -1,9 +1,18 @@
-"""Quality of a pair: markup, repetition and numbers, by hand."""
+"""Quality of a pair: markup, repetition, numbers and lengths, by hand."""
+
+from collections import Counter
 
 import polars as pl
 import pytest
 
-from distill.pairs.quality import repeating, unlike_markup, unlike_numbers
+from distill.pairs.quality import (
+    length_steps,
+    of_unusual_length,
+    repeating,
+    unlike_markup,
+    unlike_numbers,
+    usual_lengths,
+)
 
 
 def pairs(source: str | None, target: str | None) -> pl.DataFrame:
@@ -63,3 +72,25 @@ def test_repetition(sentence, repeats):
 )
 def test_numbers(source, target, unlike):
     assert unlike_numbers(pairs(source, target)).to_list() == [unlike]
+
+
+def test_lengths():
+    """With 10 characters more on each side: twice as long is a step of 32, half as long one of -32."""
+    lengths = [(10, 30), (30, 10), (10, 10), (10, 18)]  # 40 / 20, 20 / 40, 1, 28 / 20 is 2 to the power of 15.53 / 32
+    frame = pl.DataFrame([{"source": "a" * source, "target": "b" * target} for source, target in lengths])
+    assert frame.select(length_steps()).to_series().to_list() == [32, -32, 0, 16]
+    assert pairs("A dog.", None).select(length_steps()).item() == 0
+
+
+def test_what_is_usual_is_four_deviations_around_the_median():
+    """Of 3,000 pairs 480 lie at -8, 2,580 up to 6: the deviation is 7 steps; of a narrow language it would be none."""
+    counts = {
+        "it": Counter({-8: 480, 0: 1500, 6: 600, 90: 420}),
+        "de": Counter({5: 2999, 6: 1}),
+        "fr": Counter({0: 2999}),
+    }
+    assert usual_lengths(counts) == {"it": (-28, 28), "de": (-15, 25)}
+    usual = of_unusual_length({"it": (-16, 32), "de": (1, 9)})
+    rows = [("it", 30), ("it", 32), ("de", 30), ("fr", 99)]
+    frame = pl.DataFrame([{"source": "a" * 10, "language": tag, "target": "b" * n} for tag, n in rows])
+    assert frame.select(usual).to_series().to_list() == [False, True, True, False]

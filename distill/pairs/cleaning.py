@@ -11,7 +11,7 @@ import polars as pl
 from distill.command import UserError
 from distill.languages import LETTER, script_pattern
 from distill.pairs.identification import in_other_language
-from distill.pairs.quality import repeating, unlike_markup, unlike_numbers
+from distill.pairs.quality import LENGTH_SLACK, repeating, unlike_markup, unlike_numbers
 from distill.pairs.tables import texts
 from distill.text_files import expand_languages
 
@@ -36,7 +36,6 @@ NOT_NFC = (
     r"\x{fb1d}-\x{fb4f}\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}]"
 )
 SUSPECT = f"{WHITE_SPACE}|{CONTROL}|{NOT_NFC}|{ENTITY}|{MOJIBAKE}|\u200b"
-LENGTH_SLACK = 10  # characters added to both sides of a length ratio: "USA" is a fair translation of a long name
 
 # In the order they are done.
 MENDERS = {
@@ -50,7 +49,7 @@ MENDERS = {
 }
 MENDING = tuple(MENDERS)
 FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "markup", "repetition")
-FILTERS += ("numbers", "wrong_language", "duplicate")
+FILTERS += ("numbers", "wrong_language", "unusual_length", "duplicate")
 # Why a pair may be dropped: a byte in a column of many rows, not a string.
 REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit", "translated"])
 

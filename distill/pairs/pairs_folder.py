@@ -1,6 +1,5 @@
 """A folder of pairs: an Arrow dataset with a row per source sentence, its views, its sentences by language."""
 
-import gzip
 import math
 import shutil
 from collections import Counter
@@ -13,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+from isal import igzip
 
 from distill.command import UserError
 from distill.folders import file_hash, read_json
@@ -120,7 +120,7 @@ def tsv_lines(pairs: pl.DataFrame) -> bytes:
     text = pl.col("source", "target").str.replace_all(r"[\t\n\r]", " ")
     lines = pairs.select(text).select(pl.concat_str("source", "target", separator="\t") + "\n").to_series()
     # No time in the header: the same pairs give the same bytes.
-    return gzip.compress("".join(lines.to_list()).encode(), mtime=0)
+    return igzip.compress("".join(lines.to_list()).encode(), mtime=0)
 
 
 def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -141,7 +141,7 @@ def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
 
     Sentences by themselves have no translation to find or to measure: all are trained on.
     """
-    # The low half of the hash, so that every shard (a range of the high bits) holds its share of each split.
+    # The low half of the hash, so that every part (a range of the high bits) holds its share of each split.
     place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
     split = pl.when(pl.col("language") == ALONE).then(pl.lit("train")).when(place < dev_fraction).then(pl.lit("dev"))
     return split.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
