@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
     selection.add_argument("--max_sentences_per_language", type=at_least(1), default=500_000, help="most of a language")
-    selection.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
+    held_out = selection.add_mutually_exclusive_group()
+    held_out.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
+    held_out.add_argument("--dev_size", type=at_least(1), metavar="N", help="hold out N pairs of each language instead")
     selection.add_argument("--test_fraction", type=share, default=0.0, help="share held out a second time")
     selection.add_argument("--seed", type=at_least(0), default=42, help="decides which sentences are held out")
     views = parser.add_argument_group("views")
@@ -234,12 +236,14 @@ class Written(NamedTuple):
     hashes: dict[str, str]
 
 
-def write(part: tuple[int, Counter], args: argparse.Namespace, work: Path) -> tuple[Account, dict[str, Written]]:
+def write(
+    part: tuple[int, dict[str, int]], dev_fractions: dict[str, float], args: argparse.Namespace, work: Path
+) -> tuple[Account, dict[str, Written]]:
     """Write the pairs of a range of the hash that their languages have room for: what was dropped, and the splits."""
     number, room = part
     account, written = Account(args.source_language), {}
     pairs = account.dropped(limited(pl.read_ipc(work / f"judged-{number}.arrow"), room))
-    pairs = pairs.with_columns(split=split_of(args.dev_fraction, args.test_fraction))
+    pairs = pairs.with_columns(split=split_of(dev_fractions, args.test_fraction))
     for corpus, language, count in pairs.group_by("corpus", "language").len().iter_rows():
         account.counts[corpus, language, "kept"] += count
     for name in splits_of(args):
@@ -256,7 +260,7 @@ def write(part: tuple[int, Counter], args: argparse.Namespace, work: Path) -> tu
 
 
 def splits_of(args: argparse.Namespace) -> list[str]:
-    fractions = {"train": 1, "dev": args.dev_fraction, "test": args.test_fraction}
+    fractions = {"train": 1, "dev": args.dev_size or args.dev_fraction, "test": args.test_fraction}
     return [name for name, fraction in fractions.items() if fraction]
 
 
@@ -316,11 +320,19 @@ def select_pairs(
             rooms.append((part, {language: args.max_sentences_per_language - taken[language] for language in left}))
         taken.update(left)
     results = {}
-    written = each("writing", partial(write, args=args, work=work), rooms)
+    most = {language: min(count, args.max_sentences_per_language) for language, count in taken.items()}
+    written = each("writing", partial(write, dev_fractions=dev_fractions(args, most), args=args, work=work), rooms)
     for (part, _), (dropped, splits) in zip(rooms, written, strict=True):
         account.add(dropped)
         results[part] = splits
     return results
+
+
+def dev_fractions(args: argparse.Namespace, pairs: dict[str, int]) -> dict[str, float]:
+    """The share of each language's pairs that is held out; of --dev_size at most half."""
+    if args.dev_size is None:
+        return dict.fromkeys(pairs, args.dev_fraction)
+    return {language: min(args.dev_size / count, 0.5) for language, count in pairs.items()}
 
 
 def gather(args: argparse.Namespace, results: dict[int, dict[str, Written]], work: Path, folder: Path) -> None:

@@ -51,7 +51,7 @@ def build(folder: Path, corpora, *options, languages=("it",)) -> dict:
     """Build into `folder`; all rows, the pairs as a set, and the report. No dev split unless asked for."""
     corpora = corpora if isinstance(corpora, list) else [corpora]
     call = ["--corpus", *corpora, "--target_languages", *languages, "--output_dir", folder / "pairs"]
-    build_pairs.main(parse(*call, "--dev_fraction", 0, *options))
+    build_pairs.main(parse(*call, *([] if "--dev_size" in options else ["--dev_fraction", 0]), *options))
     splits = datasets.load_from_disk(folder / "pairs")
     rows = [row for split in splits.values() for row in split]
     pairs = [(row["source"], target["language"], target["sentence"]) for row in rows for target in row["targets"]]
@@ -647,6 +647,19 @@ def test_empty_split_is_refused(tmp_path):
     with pytest.raises(UserError, match="dev split would be empty: 3 source sentences"):
         build(tmp_path, path, "--dev_fraction", 0.001)
     assert not (tmp_path / "pairs").exists() and list(tmp_path.iterdir()) == [path]
+
+
+def test_dev_size_is_that_of_each_language(tmp_path):
+    """About 50 pairs of many, half of a few; a source that both share goes with the higher share."""
+    first = [(f"Sentence number {i}.", f"Frase numero {i}.") for i in range(2000)]
+    second = [(f"Phrase number {i}.", f"Satz Nummer {i}.") for i in range(60)]
+    corpora = [tsv(tmp_path / "x-en-it.tsv", first), tsv(tmp_path / "y-en-de.tsv", second)]
+    result = build(tmp_path, corpora, "--dev_size", 50, languages=("it", "de"))
+    sizes = result["report"]["splits"]["dev"]["pairs"]
+    assert 35 < sizes["it"] < 65 and 18 < sizes["de"] < 42
+    shared = tsv(tmp_path / "z-en-de.tsv", [(en, f"Satz Nummer {i}.") for i, (en, _) in enumerate(first[:60])])
+    sizes = build(tmp_path, [corpora[0], shared], "--dev_size", 50, languages=("it", "de"))["report"]["splits"]["dev"]
+    assert sizes["pairs"]["it"] > sizes["pairs"]["de"] > 18
 
 
 # ---------------------------------------------------------------- scale: parts, runs, workers

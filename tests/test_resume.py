@@ -295,7 +295,7 @@ def test_a_second_signal_ends_what_hangs(tmp_path, request, processes):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == STOPPED, errors
     assert errors.count("ended by a second signal: the same command with --resume_from_checkpoint latest goes on") == 1
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 # ---------------------------------------------------------------- ranks that die
@@ -340,7 +340,7 @@ def test_an_error_of_one_rank_ends_all_with_its_traceback_on_top(given, tmp_path
     rank = "0" if place == "distill.training.checkpoints.write_manifest" else "1"
     code, _, errors = launch(faulty, rank, "error", place, str(call), *given, *folders(tmp_path))
     assert code == 1
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 200
     first = next(line for line in errors.split("Traceback", 1)[1].splitlines() if "Error: " in line)
     assert "RuntimeError: a fault" in first
     report = errors.split("Root Cause")[1]
@@ -353,7 +353,7 @@ def test_a_killed_rank_ends_the_others(given, whole_of_two, tmp_path, faulty):
     fault = ("1", str(int(signal.SIGKILL)), "train_distill.distillation_loss", "12")
     code, _, errors = launch(faulty, *fault, *given, *folders(tmp_path))
     assert code == 128 + signal.SIGKILL, errors
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 200
     assert checkpoint_steps(tmp_path) == [5, 10]
     again = ("train_distill.py", *given, *folders(tmp_path), *LATEST)
     assert forked.run(tmp_path / "again", *again, processes=2)[0] == [0, 0]

@@ -136,12 +136,14 @@ def limited(pairs: pl.DataFrame, room: dict[str, int]) -> pl.DataFrame:
     return pairs.with_columns(dropped=first_reason([("over_limit", full)]))
 
 
-def split_of(dev_fraction: float, test_fraction: float) -> pl.Expr:
+def split_of(dev_fractions: dict[str, float], test_fraction: float) -> pl.Expr:
     """The split of a pair. The hash of its source decides: no sentence is on two sides, whatever else is there.
 
-    Sentences by themselves have no translation to find or to measure: all are trained on.
+    A source with translations in several languages is held out with the highest of their `dev_fractions`. Sentences by
+    themselves have no translation to find or to measure: all are trained on.
     """
+    dev = pl.col("language").replace_strict(dev_fractions | {ALONE: 0.0}, return_dtype=pl.Float64).max().over("hash")
     # The low half of the hash, so that every part (a range of the high bits) holds its share of each split.
     place = (pl.col("hash") & 0xFFFFFFFF) / 2**32
-    split = pl.when(pl.col("language") == ALONE).then(pl.lit("train")).when(place < dev_fraction).then(pl.lit("dev"))
-    return split.when(place < dev_fraction + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
+    split = pl.when(pl.col("language") == ALONE).then(pl.lit("train")).when(place < dev).then(pl.lit("dev"))
+    return split.when(place < dev + test_fraction).then(pl.lit("test")).otherwise(pl.lit("train"))
