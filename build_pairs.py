@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from distill.command import Parser, UserError, at_least, between, run, share
 from distill.folders import check_output, read_json, replaced_folder, write_json, writing
-from distill.languages import covers, required_tag, standard_tag
+from distill.languages import covers, required_tag
 from distill.pairs.cleaning import (
     FILTERS,
     MENDING,
@@ -41,12 +41,12 @@ from distill.pairs.cleaning import (
     read_excluded,
 )
 from distill.pairs.hash_order import Runs, parts_of_order, read_part, source_hash, starts_run
-from distill.pairs.pairs_folder import FLAT, GROUPED, flat, grouped, save_splits, tsv_lines, write_rows
+from distill.pairs.pairs_folder import FLAT, GROUPED, SCORED, flat, grouped, save_splits, tsv_lines, write_rows
 from distill.pairs.quality import length_steps, of_unusual_length, usual_lengths
 from distill.pairs.readers import languages_of_spec, parts_of, read_corpus
 from distill.pairs.report import print_report
 from distill.pairs.schemas import ALONE
-from distill.pairs.selection import Account, limited, select, split_of
+from distill.pairs.selection import Account, language_taken, limited, select, split_of
 from distill.pairs.tables import FORMATS
 from distill.pairs.workers import Each, once, work_folder, workers
 from distill.text_files import expand_globs
@@ -80,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--max_sentence_length", type=at_least(1), default=250, help="longest sentence (characters)")
     cleaning.add_argument("--max_length_ratio", type=between(1), default=4, help="of the sides, each 10 longer")
     cleaning.add_argument("--max_translations", type=at_least(1), default=3, help="most translations in one language")
+    cleaning.add_argument("--score_model", metavar="M", help="folder or hub id whose cosines judge the pairs too")
+    cleaning.add_argument("--min_similarity", type=between(-1, 1), metavar="X", help="lowest cosine of a pair")
     cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
     selection.add_argument("--max_sentences_per_language", type=at_least(1), default=500_000, help="most of a language")
@@ -107,6 +109,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--source_column and --target_column go together: give both")
     if args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    if args.min_similarity is not None and not args.score_model:
+        raise UserError("--min_similarity is that of a --score_model: give both, or leave it out")
     if args.scheduler and args.workers > 1:
         raise UserError("--workers are of this machine, --scheduler has its own: give one of them")
     if "all" in args.target_languages and len(args.target_languages) > 1:
@@ -125,15 +129,6 @@ def made_with(corpus: str) -> dict:
     """The options that this script or mine_pairs.py wrote a folder with; none for any other corpus."""
     options = read_json(Path(corpus) / "args.json", {})
     return options if "source_language" in options else {}
-
-
-def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> str | None:
-    """The language that pairs of a tag are taken as: 'zh-CN' as 'zh' where that was asked for; None where none was."""
-    if tag == ALONE:
-        return tag
-    if wanted is None:
-        return tag if standard_tag(tag) and not covers(source_language, tag) else None
-    return max((language for language in wanted if covers(language, tag)), key=len, default=None)
 
 
 def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray | None) -> pl.DataFrame:
@@ -224,6 +219,13 @@ def judge(
     pairs = read_part(runs, part, parts)
     pairs = pairs.with_columns(dropped=first_reason([("unusual_length", of_unusual_length(usual))]))
     pairs = account.dropped(select(account.dropped(pairs), args.skip, args.max_translations))
+    if args.score_model:
+        from distill.mining.similarity import similarities  # and torch, for this alone
+
+        lowest = -1 if args.min_similarity is None else args.min_similarity
+        pairs = pairs.with_columns(similarity=similarities(pairs, args.score_model))
+        faults = [("dissimilar", pl.col("similarity") < lowest)]
+        pairs = account.dropped(pairs.with_columns(dropped=first_reason(faults)))
     pairs.write_ipc(work / f"judged-{part}.arrow", compression="lz4")
     return account, Counter(dict(pairs.group_by("language").len().iter_rows()))
 
@@ -338,7 +340,8 @@ def dev_fractions(args: argparse.Namespace, pairs: dict[str, int]) -> dict[str, 
 def gather(args: argparse.Namespace, results: dict[int, dict[str, Written]], work: Path, folder: Path) -> None:
     """Make the folder of pairs, and its views, of the files that the parts have left."""
     splits = splits_of(args)
-    for view, schema, path in [(PAIRS, GROUPED, folder), (VIEW, FLAT, folder / VIEW)][: 1 + args.export_pairs]:
+    views = (PAIRS, GROUPED, folder), (VIEW, SCORED if args.score_model else FLAT, folder / VIEW)
+    for view, schema, path in views[: 1 + args.export_pairs]:
         files = {name: [work / f"{view}-{name}-{part}" for part in results] for name in splits}
         hashes = {name: [written[name].hashes[view] for written in results.values()] for name in splits}
         save_splits(path, schema, files, hashes)

@@ -22,7 +22,8 @@ TRAINED = "a trained student"  # the kind of folder that a trainer makes of its 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file system that has none
 # Options that name what a command reads.
 INPUTS = {
-    *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext", "teacher_vectors"),
+    *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
+    *("teacher_vectors", "score_model"),
     *(
         f"{model}name_or_path"
         for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_", "negatives_model_")

@@ -817,6 +817,27 @@ def test_no_pair_is_left(tmp_path):
         build(tmp_path, tmp_path / "y-en-it.tsv", "--dev_fraction", 0)
 
 
+# ---------------------------------------------------------------- a model's judgement
+
+
+def test_a_model_judges_pairs_by_their_cosine(tmp_path, teacher):
+    """The view has each pair's cosine, as sentence-transformers computes it; what lies below the lowest is dropped."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    path = tsv(tmp_path / "x-en-it.tsv", zip(ENGLISH, ITALIAN, strict=True))
+    scored = build(tmp_path, path, "--score_model", teacher, "--export_pairs")
+    view = datasets.load_from_disk(scored["folder"] / "pairs_view")["train"].to_polars()
+    model = sentence_transformers.SentenceTransformer(str(teacher), device="cpu")
+    one, other = (model.encode(view[side].to_list(), normalize_embeddings=True) for side in ("source", "target"))
+    assert view["similarity"].to_list() == pytest.approx((one * other).sum(1).tolist(), abs=1e-5)
+    options = ("--score_model", teacher, "--min_similarity", sorted(view["similarity"])[1] - 1e-6)
+    result = build(tmp_path, path, *options)
+    assert len(result["rows"]) == 2 and dropped(result) == {"dissimilar": 1}
+    alone = [path, f"en={write(tmp_path / 'news.txt', 'Nothing else.')}"]
+    assert len(build(tmp_path, alone, *options, "--keep_untranslated")["rows"]) == 4 - 1
+    with pytest.raises(UserError, match="is that of a --score_model"):
+        build(tmp_path, path, "--min_similarity", 0.5)
+
+
 # ---------------------------------------------------------------- views
 
 

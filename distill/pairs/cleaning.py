@@ -51,7 +51,7 @@ MENDING = tuple(MENDERS)
 FILTERS = ("empty", "too_long", "length_ratio", "same_as_source", "no_letters", "wrong_script", "markup", "repetition")
 FILTERS += ("numbers", "wrong_language", "unusual_length", "duplicate")
 # Why a pair may be dropped: a byte in a column of many rows, not a string.
-REASON = pl.Enum(["missing", *FILTERS, "excluded", "many_translations", "over_limit", "translated"])
+REASON = pl.Enum(["missing", *FILTERS, "excluded", "dissimilar", "many_translations", "over_limit", "translated"])
 
 
 def mend(sentences: pl.Series, steps: Iterable[str]) -> tuple[pl.Series, dict[str, pl.Series]]:

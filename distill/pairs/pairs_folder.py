@@ -25,6 +25,7 @@ GROUPED = pa.schema(
     {"source": pa.string(), "targets": pa.list_(pa.struct({"language": pa.string(), "sentence": pa.string()}))}
 )
 FLAT = pa.schema({"source": pa.string(), "target": pa.string(), "language": pa.string()})
+SCORED = FLAT.append(pa.field("similarity", pa.float32()))
 BATCH = 10_000  # rows of an Arrow record batch on disk
 
 
@@ -84,8 +85,11 @@ def grouped(pairs: pl.DataFrame) -> pa.Table:
 
 
 def flat(pairs: pl.DataFrame) -> pa.Table:
-    """One row per pair."""
-    return pa.table([arrow_strings(pairs[name]) for name in FLAT.names], schema=FLAT)
+    """One row per pair, with its similarity where it has one."""
+    columns = [arrow_strings(pairs[name]) for name in FLAT.names]
+    if "similarity" in pairs.columns:
+        return pa.table([*columns, pairs["similarity"].to_arrow()], schema=SCORED)
+    return pa.table(columns, schema=FLAT)
 
 
 def write_rows(path: Path, rows: pa.Table) -> str:

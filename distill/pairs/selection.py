@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distill.languages import covers, standard_tag
 from distill.pairs.cleaning import MENDING, REASON, first_reason
 from distill.pairs.hash_order import starts_run
 from distill.pairs.schemas import ALONE
@@ -105,6 +106,15 @@ class Account:
                     named = {"language": self.shown.get(language, language)}
                     line = {"reason": reason, "corpus": corpora[corpus]} | named | shown
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> str | None:
+    """The language that pairs of a tag are taken as: 'zh-CN' as 'zh' where that was asked for; None where none was."""
+    if tag == ALONE:
+        return tag
+    if wanted is None:
+        return tag if standard_tag(tag) and not covers(source_language, tag) else None
+    return max((language for language in wanted if covers(language, tag)), key=len, default=None)
 
 
 def select(pairs: pl.DataFrame, skip: list[str], max_translations: int) -> pl.DataFrame:
