@@ -24,6 +24,7 @@ from distill.command import run
 from distill.mining.negatives import hard_negatives
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import listening
+from distill.training import ranking
 from distill.training.cache import content_fingerprint
 from distill.training.ranking import Ranking, choices
 from distill.training.steps import RankSteps, Step, Steps
@@ -136,6 +137,19 @@ def test_a_text_that_is_a_sources_own_translation_is_not_wrong_for_it_in_another
     wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
     expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_cosines_in_blocks_give_the_loss_and_the_gradients_of_all_at_once(monkeypatch):
+    torch.manual_seed(3)
+    step = step_of([*range(5), *range(5), 8], [1] * 10 + [0], [0] * 5 + [1, 2, 1, 1, 2, 1])
+    found = []
+    for block in (256, 2):
+        monkeypatch.setattr(ranking, "BLOCK", block)
+        vectors = torch.randn(11, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        errors = Ranking(20.0, 0.1).errors(vectors, **choices(step, ALL_DIFFERENT))
+        found.append((errors, *torch.autograd.grad(errors.sum(), [vectors])))
+    for whole, in_blocks in zip(*found, strict=True):
+        torch.testing.assert_close(in_blocks, whole, atol=1e-6, rtol=1e-5)
 
 
 def test_a_step_of_one_row_has_nothing_to_choose_among():

@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
+from torch.utils.checkpoint import checkpoint
 
 from distill.training.steps import Step
 from distill.training.tokens import TokenizedPairs
+
+BLOCK = 256  # sources whose cosines with all others are in memory at a time
 
 
 def choices(step: Step, pairs: TokenizedPairs) -> dict[str, Tensor]:
@@ -54,10 +57,20 @@ class Ranking:
         """
         units = normalize(vectors)
         found = self.scale * ((units[targets] * units[sources[own]]).sum(1) - self.margin)
-        wrong = self.scale * (units[sources] @ units[among].T)
-        wrong = wrong.masked_fill(right, torch.finfo(wrong.dtype).min)
-        to_target = softplus(wrong.logsumexp(1)[own] - found)
-        to_source = softplus(wrong[:, : len(targets)].logsumexp(0) - found)
+        answers = units[among]
+
+        def wrong_in(block: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+            """What is wrong for each of some sources, and among them for each target, as logarithms of sums."""
+            wrong = self.scale * (block @ answers.T)
+            wrong = wrong.masked_fill(right, torch.finfo(wrong.dtype).min)
+            return wrong.logsumexp(1), wrong[:, : len(targets)].logsumexp(0)
+
+        # The backward computes a block's cosines anew: their number grows with the square of a step
+        blocks = zip(units[sources].split(BLOCK), right.split(BLOCK), strict=True)
+        sums = [checkpoint(wrong_in, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+        of_sources, of_targets = zip(*sums, strict=True)
+        to_target = softplus(torch.cat(of_sources)[own] - found)
+        to_source = softplus(torch.stack(of_targets).logsumexp(0) - found)
         return torch.zeros_like(vectors[:, 0]).index_add(0, sources[own], to_target).index_add(0, targets, to_source)
 
     def total(self, errors):
