@@ -173,7 +173,9 @@ def find_steps(
     """What each step is made of, and how many the run takes."""
     say = accelerator.on_main_process(print)
     given = args.batch_size, args.translations_per_source, args.language_temperature, args.seed
-    steps = together(lambda: Steps(pairs, *given, negatives=negatives), accelerator)
+    # A step of one source alone would have nothing to choose among
+    fewest = args.translations_per_source + 1
+    steps = together(lambda: Steps(pairs, *given, negatives=negatives, fewest=fewest), accelerator)
     if few := few_pairs(args.batch_size, accelerator):
         say(few)
     return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))

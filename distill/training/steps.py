@@ -107,7 +107,7 @@ class Steps:
 
     Where the side `source` is not trained on, rows without translations are `left_out`; UserError where no other is.
     `negatives`, (rows, k): wrong translations of each row's source, as numbers of pairs, -1 where there is none; those
-    of a step's rows stand in it too.
+    of a step's rows stand in it too. What would be a last step of less than `fewest` pairs is joined to the one before.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Steps:
         sides: Collection[str] = SIDES,
         bank_size: int = 0,
         negatives: np.ndarray | None = None,
+        fewest: int = 1,
     ):
         if "source" not in sides and pairs.languages == [UNTRANSLATED]:
             raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
@@ -128,7 +129,7 @@ class Steps:
         self.negatives = negatives
         self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
         self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
-        self.per_epoch = -(-self.pairs_per_epoch // batch_size)
+        self.per_epoch = max(1, -((fewest - 1 - self.pairs_per_epoch) // batch_size))
         self.fingerprint = fingerprint(pairs.fingerprint, batch_size, self.order_settings)
         # In a file: the process that makes the steps fills it, this one sees that there is room.
         self.room = scratch(pairs.folder, 4, len(pairs.row_of_pair) + 1)
@@ -139,7 +140,8 @@ class Steps:
         if epoch != self.epoch:
             of_epoch = (self.pairs, self.room, *self.order_settings, epoch)
             self.epoch, self.order = epoch, epoch_order(*of_epoch, untranslated="source" in self.sides)
-        taken = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        end = (step + 1) * self.batch_size if step + 1 < self.per_epoch else None
+        taken = self.order[step * self.batch_size : end]
         of_sides = []
         if "source" in self.sides:
             rows, weights = np.unique(self.pairs.row_of_pair[taken], return_counts=True)
@@ -162,7 +164,7 @@ class Steps:
         return np.sort(random.choice(rows, min(self.bank_size, rows), replace=False, shuffle=False))
 
     def pairs_before(self, step: int) -> int:
-        """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
+        """The number of pairs of all steps before one: an epoch's last step may be of another size."""
         epochs, steps = divmod(step, self.per_epoch)
         return epochs * self.pairs_per_epoch + steps * self.batch_size
 
