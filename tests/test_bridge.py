@@ -152,6 +152,15 @@ def test_cosines_in_blocks_give_the_loss_and_the_gradients_of_all_at_once(monkey
         torch.testing.assert_close(in_blocks, whole, atol=1e-6, rtol=1e-5)
 
 
+def test_of_sources_that_read_the_same_neither_has_the_others_translation_for_a_wrong_one():
+    torch.manual_seed(4)
+    step, vectors = step_of([0, 1, 2, 0, 1, 2], [1] * 6, [0, 0, 0, 1, 1, 1]), torch.randn(6, 4)
+    found = Ranking(20.0, 0.0).errors(vectors, **choices(step, reading_as([9, 9, 0, 1, 2, 3]))).tolist()
+    wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
+    expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_step_of_one_row_has_nothing_to_choose_among():
     vectors, step = torch.randn(2, 4, requires_grad=True), step_of([0, 0], [1, 1], [0, 1])
     errors = Ranking(20.0, 0.0).errors(vectors, **choices(step, ALL_DIFFERENT))

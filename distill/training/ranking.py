@@ -17,20 +17,23 @@ def choices(step: Step, pairs: TokenizedPairs) -> dict[str, Tensor]:
 
     `sources`, `targets`: which sentences they are; `own`: of each target its source, among the sources; `among`: what a
     source chooses among, the targets and the hard negatives behind them; `right` (sources, among): whether one is a
-    translation of the source, or has the same text as one.
+    translation of the source, or has the same text as one, or is of another source with the same text.
     """
-    sources, targets = np.flatnonzero(step.languages == 0), np.flatnonzero((step.languages > 0) & (step.weights > 0))
-    among = np.concatenate([targets, np.flatnonzero((step.languages > 0) & (step.weights == 0))])
+    is_source = step.languages == step.languages[0]  # they stand first
+    sources, targets = np.flatnonzero(is_source), np.flatnonzero(~is_source & (step.weights > 0))
+    among = np.concatenate([targets, np.flatnonzero(~is_source & (step.weights == 0))])
     rows = step.rows[sources]  # in order, each once
-    _, text = np.unique(pairs.digests(step.sentences[among]), return_inverse=True)
+    (_, asked), (_, text) = (
+        np.unique(pairs.digests(step.sentences[part]), return_inverse=True) for part in (sources, among)
+    )
     its = np.minimum(np.searchsorted(rows, step.rows[among]), len(rows) - 1)
     there = rows[its] == step.rows[among]  # of a hard negative the source may not be
-    right = np.zeros((len(sources), text.max() + 1), bool)
-    right[its[there], text[there]] = True
+    right = np.zeros((asked.max() + 1, text.max() + 1), bool)
+    right[asked[its[there]], text[there]] = True
     own = its[: len(targets)]
     found = {"sources": sources, "targets": targets, "among": among, "own": own}
     return {name: torch.from_numpy(numbers) for name, numbers in found.items()} | {
-        "right": torch.from_numpy(right[:, text])
+        "right": torch.from_numpy(right[asked[:, None], text])
     }
 
 
