@@ -10,13 +10,13 @@ ranks what means the same in English. `run/student/` is a sentence-transformers 
 """
 
 import argparse
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.command import Parser, UserError, at_least, between, not_empty, not_negative, positive, run, share
+from distill.command import Parser, Stopped, UserError, at_least, between, not_empty, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, check_output, claimed
-from distill.mining.negatives import hard_negatives
+from distill.mining.negatives import as_it_is, hard_negatives, kept_negatives
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import listening, noting_mistakes, on_first_rank, together
 from distill.scoring.sts import read_sts
@@ -57,7 +57,7 @@ from distill.training.tokens import UNTRANSLATED, TokenizedPairs
 from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar
 
 # Beside those of both trainers.
-OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin", "english_share")
+OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin", "refresh_negatives", "english_share")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     task.add_argument("--negatives_model_name_or_path", metavar="M", help="finds them (if not given: the student)")
     task.add_argument("--negatives_prompt", type=str, metavar="TEXT", help="that it reads (if not given: its folder's)")
     task.add_argument("--relative_margin", type=share, metavar="R", help="by which right ones are nearer (0.05)")
+    task.add_argument("--refresh_negatives", type=at_least(1), metavar="M", help="find them anew every M steps")
     english = "tables with the columns anchor, positive and perhaps negative"
     task.add_argument("--english_pairs", type=not_empty, nargs="+", metavar="SPEC", help=english)
     task.add_argument("--english_share", type=between(0.001, 0.999), metavar="S", help="of the steps, on these (0.5)")
@@ -123,7 +124,7 @@ def backward(model, ranking: Ranking, step: RankStep, accelerator: Accelerator) 
 
 def settle_task(args: argparse.Namespace) -> None:
     """Make what is not given what it is then; UserError for options of hard negatives where there are none."""
-    for option in ("negatives_model_name_or_path", "relative_margin"):
+    for option in ("negatives_model_name_or_path", "relative_margin", "refresh_negatives"):
         if getattr(args, option) is not None and not args.hard_negatives:
             raise UserError(f"--{option} does nothing without --hard_negatives: give both, or leave it out")
     if args.negatives_prompt is not None and not args.negatives_model_name_or_path:
@@ -152,10 +153,8 @@ def find_student(args: argparse.Namespace, accelerator: Accelerator) -> Sentence
     return student
 
 
-def find_negatives(
-    args: argparse.Namespace, dataset, content: str, pairs: TokenizedPairs, cache_dir: Path, accelerator: Accelerator
-) -> tuple[np.ndarray | None, str | None]:
-    """Wrong translations of each source, and a name for them; none where not asked for. UserError where none is found.
+def find_negatives(args: argparse.Namespace, find: Callable, accelerator: Accelerator) -> tuple:
+    """What training begins with of `hard_negatives`, and its name; none where not asked for. UserError where none is.
 
     The model that finds them is not in memory afterwards.
     """
@@ -166,13 +165,9 @@ def find_negatives(
     if args.negatives_model_name_or_path:
         prompts = {"prompt": args.negatives_prompt}
     model = ModelTeacher(args.negatives_model_name_or_path or args.student_model_name_or_path, accelerator, **prompts)
-    asked = args.hard_negatives, args.relative_margin
-    found, name = hard_negatives(dataset, content, pairs, model, *asked, cache_dir, accelerator)
-    starts = range(0, len(found), 1 << 16)
-    having = on_first_rank(lambda: sum(int((found[i : i + (1 << 16), 0] >= 0).sum()) for i in starts), accelerator)
-    if not having:
+    found, name = find(model)
+    if not on_first_rank(lambda: (found >= 0).any(), accelerator):
         raise UserError("no source has a hard negative: lower --relative_margin, or leave out --hard_negatives")
-    accelerator.on_main_process(print)(f"{having:,} of {len(found):,} sources have hard negatives")
     return found, name
 
 
@@ -224,17 +219,15 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
     student = together(partial(find_student, args, accelerator), accelerator)
-    english = None
-    if args.english_pairs:
-        english = read_english(args.english_pairs, student, cache_dir, accelerator)
-        say(english)
+    specs = args.english_pairs or []
+    english = read_english(specs, student, cache_dir, accelerator) if specs else None
     content = content_fingerprint(splits["train"], accelerator)
     pairs = TokenizedPairs(splits["train"], content, student, cache_dir, accelerator)
     if UNTRANSLATED in pairs.languages or len(splits["train"]) < 2:
         lacks = "two source sentences to choose among, and no rows without translations (--keep_untranslated)"
         raise UserError(f"{args.pairs_dir}: build the pairs anew, this trainer needs {lacks}")
     trained_on |= pairs.counts(("source", "target"))
-    trained_on["corpora"] += args.english_pairs or []
+    trained_on["corpora"] += specs
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
     translations, steps, total_steps = find_steps(args, pairs, english, accelerator)
@@ -247,8 +240,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
     together(partial(check_settings, checkpoint, settings), accelerator)
-    found = find_negatives(args, splits["train"], content, pairs, cache_dir, accelerator)
-    translations.negatives, settings["on other hard negatives"] = found
+    given = {"cache_dir": cache_dir, "accelerator": accelerator}
+    asked = given | {"k": args.hard_negatives, "relative_margin": args.relative_margin}
+    mined = partial(hard_negatives, splits["train"], content, pairs, **asked)
+    translations.negatives, settings["on other hard negatives"] = find_negatives(args, mined, accelerator)
 
     # Optimizer and schedule
     ranking = Ranking(args.scale, args.margin)
@@ -263,6 +258,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # Resume
     progress, saved, metrics = begin("train_bridge", schedule, settings, checkpoint, output_dir, args, accelerator)
+    if progress.negatives:
+        translations.negatives = kept_negatives(progress.negatives, len(splits["train"]), **given)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     dataset, languages = splits["train"], pairs.languages
     if english:
@@ -287,6 +284,14 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     model.train()
     coming = rank_steps.coming(progress.step, total_steps, workers)
     while course.goes_on():
+        # Hard negatives of the student as it is now
+        if args.refresh_negatives and progress.refreshed < progress.step and not progress.step % args.refresh_negatives:
+            with suppress(Stopped), find() as found:  # after a signal it is still to come
+                translations.negatives, progress.negatives = mined(as_it_is(found, max_tokens, accelerator))
+                progress.refreshed = progress.step
+            coming = None
+            coming = rank_steps.coming(progress.step, total_steps, workers)
+            continue
         # A step: gradients of the ranking loss; an update of the weights
         tally.start()
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """The other trainer: its loss against sentence-transformers and by hand, one forward or many, negatives, resume."""
 
 import json
+import re
 import shutil
 import signal
 from functools import partial
@@ -306,7 +307,7 @@ def test_no_step_has_one_row_alone(tokenized):
 # ---------------------------------------------------------------- the English task
 
 
-def test_english_lines_by_hand(tmp_path):
+def test_english_lines_by_hand(tmp_path, capsys):
     """Quotes in a table of tabs are text; a negative of two anchors is one row; what lacks a sentence is counted."""
     lines = [("a", "b", "c"), ("a", "d", None), ("e", " ", "c"), (None, "g", "h"), ("f", "g", "c"), ("f", "i", "a")]
     (tmp_path / "a.jsonl").write_text(
@@ -316,7 +317,7 @@ def test_english_lines_by_hand(tmp_path):
     found = read_english([f"{tmp_path}/*"], tiny_encoder(), tmp_path / "cache", Accelerator(cpu=True))
     rows = [(row["source"], *(target.values() for target in row["targets"])) for row in found.dataset]
     said = "5 English pairs, 3 with a negative; 2 lines that lack an anchor or a positive are left out"
-    assert str(found) == said
+    assert said in capsys.readouterr().out
     assert [(source, *target) for source, target in rows] == [
         *(("a", "positive", "b"), ("a", "positive", "d"), ("f", "positive", "g"), ("f", "positive", "i")),
         *(('"x', "positive", "y"), ("c", "negative", "c"), ("a", "negative", "a")),
@@ -381,7 +382,8 @@ def test_two_processes_and_other_forwards_take_the_steps_of_one(given, negatives
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, english, tmp_path, faulty, processes):
-    options = (*given, *negatives, "--dropout", "0.1", "--english_pairs", english)
+    refreshed = ("--student_model_name_or_path", negatives[-1], "--hard_negatives", "2", "--refresh_negatives", "3")
+    options = (*given, *refreshed, "--dropout", "0.1", "--english_pairs", english)
     whole = (tmp_path / "said", "train_bridge.py", *options, *folders(tmp_path / "whole"))
     assert forked.run(*whole, processes=processes)[0] == [0] * processes
     fault = ("0", str(int(signal.SIGUSR1)), "distill.training.watching.Tally.add", "8")
@@ -392,6 +394,10 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, eng
     codes, said, errors = forked.run(*again, processes=processes)
     assert codes == [0] * processes, errors
     assert "resumed from" in said
+    found = re.findall(r"([\d,]+) of [\d,]+ sources have hard negatives", said)
+    assert len(found) == 3 and all(int(count) > 0 for count in found), "those of the start, of step 6, and of step 9"
+    assert len(list((tmp_path / "cache").glob("negatives-*"))) == 4
+    assert len(list((tmp_path / "cache").glob("vectors-*"))) == 2, "those of models that passed are gone"
     one, other = weights(tmp_path), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert losses(tmp_path) == losses(tmp_path / "whole")
@@ -413,6 +419,7 @@ def test_the_real_script(given, tmp_path):
         ("--torch_compile --dropout 0.1", "a sentence is encoded twice, and would drop out differently"),
         ("--negatives_prompt x --hard_negatives 1", "--negatives_prompt is for --negatives_model_name_or_path"),
         ("--relative_margin 0.1", "--relative_margin does nothing without --hard_negatives"),
+        ("--refresh_negatives 5", "--refresh_negatives does nothing without --hard_negatives"),
         ("--negatives_model_name_or_path {student}", "--negatives_model_name_or_path does nothing without"),
         ("--english_share 0.3", "--english_share does nothing without --english_pairs"),
         ("--english_pairs samples/sts-en.csv", "name two anchor and positive, a third negative"),
@@ -430,6 +437,14 @@ def test_a_run_goes_on_with_the_negatives_it_began_with(given, negatives, tmp_pa
     assert train(*given) == 0
     assert train(*given, "--negatives_prompt", "a ", *LATEST) == 2
     assert "was trained on other hard negatives: give the same" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_without_the_negatives_that_it_found(given, negatives, tmp_path, capsys):
+    more = ("--student_model_name_or_path", negatives[-1], "--hard_negatives", "2", "--refresh_negatives", "2")
+    options = (*given, *more, "--max_train_steps", "3", "--lr_scheduler_type", "constant", *folders(tmp_path))
+    assert train(*options) == 0
+    assert train(*options, "--cache_dir", str(tmp_path / "other"), *LATEST) == 2
+    assert "is gone, which the run has found while it trained: name the --cache_dir" in capsys.readouterr().err
 
 
 def test_options_and_english_pairs_are_compared_before_hard_negatives_are_computed(given, english, tmp_path, capsys):

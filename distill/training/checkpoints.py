@@ -76,6 +76,8 @@ class Progress:
     best_score: float = -1.0
     best_step: int = 0
     evaluations_since_best: int = 0
+    refreshed: int = 0  # the last step before which hard negatives were found anew
+    negatives: str | None = None  # the name of these
     lines: int = 0  # of metrics.jsonl
     unlogged: list = field(default_factory=list)  # by rank, the sums of its next line so far
 

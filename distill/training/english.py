@@ -32,13 +32,6 @@ class EnglishPairs(NamedTuple):
     dataset: datasets.Dataset
     pairs: TokenizedPairs
     negatives: np.ndarray  # (rows, 1) of each anchor, as numbers of pairs; -1 for none
-    lines: int  # that stand in the tables
-    without: int  # of these, left out since they lack an anchor or a positive
-
-    def __str__(self) -> str:
-        having, used = int((self.negatives >= 0).sum()), self.lines - self.without
-        left_out = f"{self.without:,} lines that lack an anchor or a positive are left out"
-        return f"{used:,} English pairs, {having:,} with a negative; {left_out}"
 
 
 def english_lines(specs: list[str]) -> pl.DataFrame:
@@ -63,12 +56,15 @@ def english_lines(specs: list[str]) -> pl.DataFrame:
 
 
 def read_english(specs: list[str], encoder: SentenceEncoder, cache_dir: Path, accelerator: Accelerator) -> EnglishPairs:
-    """The pairs of tables, tokenized as `encoder` reads them; UserError where they are fewer than two."""
+    """The pairs of tables, tokenized as `encoder` reads them; how many is said. UserError where fewer than two."""
     lines = together(lambda: english_lines(specs), accelerator)
     used = lines.drop_nulls([ANCHOR, POSITIVE])
     if len(used) < 2:
         named = f"{' '.join(specs)}: {len(used)} of {len(lines)} lines have an anchor and a positive"
         raise UserError(f"{named}, give two or more, to choose among")
+    left_out = f"{len(lines) - len(used):,} lines that lack an anchor or a positive are left out"
+    having = used[NEGATIVE].count()
+    accelerator.on_main_process(print)(f"{len(used):,} English pairs, {having:,} with a negative; {left_out}")
     wrong = used[NEGATIVE].drop_nulls().unique(maintain_order=True)
     asked = used.select(source=ANCHOR, language=pl.lit(POSITIVE), sentence=POSITIVE)
     rows = asked.vstack(wrong.to_frame().select(source=NEGATIVE, language=pl.lit(NEGATIVE), sentence=NEGATIVE))
@@ -78,4 +74,4 @@ def read_english(specs: list[str], encoder: SentenceEncoder, cache_dir: Path, ac
     number = pl.Series(range(len(used), len(rows)), dtype=pl.Int32)
     found = used[NEGATIVE].replace_strict(wrong, number, default=-1, return_dtype=pl.Int32)
     negatives = np.append(found, np.full(len(wrong), -1, np.int32))[:, None]
-    return EnglishPairs(dataset, pairs, negatives, len(lines), len(lines) - len(used))
+    return EnglishPairs(dataset, pairs, negatives)
