@@ -5,17 +5,18 @@
 
 A dual encoder with shared weights and no teacher: of a step's sentences each has to be nearest to its translation, the
 others are its negatives; with --hard_negatives also the nearest wrong translations of all. So the loss depends on
---batch_size, but neither on the number of processes nor on that of forwards. `run/student/` is a sentence-transformers
-folder.
+--batch_size, but neither on the number of processes nor on that of forwards. With --english_pairs a share of the steps
+ranks what means the same in English. `run/student/` is a sentence-transformers folder.
 """
 
 import argparse
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -23,21 +24,22 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.command import Parser, UserError, at_least, not_negative, positive, run, share
+from distill.command import Parser, Stopped, UserError, at_least, between, not_empty, not_negative, positive, run, share
 from distill.encoder.packing import ending_out_of_memory, to_device
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, check_output, claimed
-from distill.mining.negatives import hard_negatives
+from distill.mining.negatives import as_it_is, hard_negatives, kept_negatives
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import listening, noting_mistakes, on_first_rank, together
 from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint
-from distill.training.checkpoints import LOCK, chosen_by, find_checkpoint
+from distill.training.checkpoints import LOCK, check_settings, chosen_by, find_checkpoint
 from distill.training.course import Course, Plan, begin, run_settings, start
+from distill.training.english import ANCHOR, EnglishPairs, read_english
 from distill.training.options import DECIDING, add_common
 from distill.training.ranking import Ranking, choices
-from distill.training.steps import RankStep, RankSteps, Steps, few_pairs
+from distill.training.steps import RankStep, RankSteps, Steps, Turns, few_pairs
 from distill.training.student import (
     LearningRates,
     gathered,
@@ -55,7 +57,7 @@ from distill.training.tokens import UNTRANSLATED, TokenizedPairs
 from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar
 
 # Beside those of both trainers.
-OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin")
+OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin", "refresh_negatives", "english_share")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,6 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     task.add_argument("--negatives_model_name_or_path", metavar="M", help="finds them (if not given: the student)")
     task.add_argument("--negatives_prompt", type=str, metavar="TEXT", help="that it reads (if not given: its folder's)")
     task.add_argument("--relative_margin", type=share, metavar="R", help="by which right ones are nearer (0.05)")
+    task.add_argument("--refresh_negatives", type=at_least(1), metavar="M", help="find them anew every M steps")
+    english = "tables with the columns anchor, positive and perhaps negative"
+    task.add_argument("--english_pairs", type=not_empty, nargs="+", metavar="SPEC", help=english)
+    task.add_argument("--english_share", type=between(0.001, 0.999), metavar="S", help="of the steps, on these (0.5)")
     training = parser.add_argument_group("training")
     add_common(parser, training)
     # fmt: on
@@ -118,13 +124,17 @@ def backward(model, ranking: Ranking, step: RankStep, accelerator: Accelerator) 
 
 def settle_task(args: argparse.Namespace) -> None:
     """Make what is not given what it is then; UserError for options of hard negatives where there are none."""
-    for option in ("negatives_model_name_or_path", "relative_margin"):
+    for option in ("negatives_model_name_or_path", "relative_margin", "refresh_negatives"):
         if getattr(args, option) is not None and not args.hard_negatives:
             raise UserError(f"--{option} does nothing without --hard_negatives: give both, or leave it out")
     if args.negatives_prompt is not None and not args.negatives_model_name_or_path:
         raise UserError("--negatives_prompt is for --negatives_model_name_or_path: the student has --student_prompt")
     if args.hard_negatives and args.relative_margin is None:
         args.relative_margin = 0.05
+    if args.english_share is not None and not args.english_pairs:
+        raise UserError("--english_share does nothing without --english_pairs: give both, or leave it out")
+    if args.english_pairs and args.english_share is None:
+        args.english_share = 0.5
     if args.batch_size <= args.translations_per_source:
         raise UserError("--batch_size must be above --translations_per_source: else a step has nothing to choose among")
     if args.torch_compile and args.dropout:
@@ -143,10 +153,8 @@ def find_student(args: argparse.Namespace, accelerator: Accelerator) -> Sentence
     return student
 
 
-def find_negatives(
-    args: argparse.Namespace, dataset, content: str, pairs: TokenizedPairs, cache_dir: Path, accelerator: Accelerator
-) -> tuple[np.ndarray | None, str | None]:
-    """Wrong translations of each source, and a name for them; none where not asked for. UserError where none is found.
+def find_negatives(args: argparse.Namespace, find: Callable, accelerator: Accelerator) -> tuple:
+    """What training begins with of `hard_negatives`, and its name; none where not asked for. UserError where none is.
 
     The model that finds them is not in memory afterwards.
     """
@@ -157,26 +165,30 @@ def find_negatives(
     if args.negatives_model_name_or_path:
         prompts = {"prompt": args.negatives_prompt}
     model = ModelTeacher(args.negatives_model_name_or_path or args.student_model_name_or_path, accelerator, **prompts)
-    asked = args.hard_negatives, args.relative_margin
-    found, name = hard_negatives(dataset, content, pairs, model, *asked, cache_dir, accelerator)
-    starts = range(0, len(found), 1 << 16)
-    having = on_first_rank(lambda: sum(int((found[i : i + (1 << 16), 0] >= 0).sum()) for i in starts), accelerator)
-    if not having:
+    found, name = find(model)
+    if not on_first_rank(lambda: (found >= 0).any(), accelerator):
         raise UserError("no source has a hard negative: lower --relative_margin, or leave out --hard_negatives")
-    accelerator.on_main_process(print)(f"{having:,} of {len(found):,} sources have hard negatives")
     return found, name
 
 
 def find_steps(
-    args: argparse.Namespace, pairs: TokenizedPairs, negatives: np.ndarray | None, accelerator: Accelerator
-) -> tuple[Steps, int]:
-    """What each step is made of, and how many the run takes."""
-    say = accelerator.on_main_process(print)
-    given = args.batch_size, args.translations_per_source, args.language_temperature, args.seed
-    steps = together(lambda: Steps(pairs, *given, negatives=negatives), accelerator)
-    if few := few_pairs(args.batch_size, accelerator):
-        say(few)
-    return steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
+    args: argparse.Namespace, pairs: TokenizedPairs, english: EnglishPairs | None, accelerator: Accelerator
+) -> tuple[Steps, Steps | Turns, int]:
+    """What each step on translations is made of, what each of all, and how many the run takes."""
+    size, most, seed = args.batch_size, args.translations_per_source, args.seed
+
+    def found() -> tuple[Steps, Steps | Turns]:
+        # A step of one source alone would have nothing to choose among
+        first = Steps(pairs, size, most, args.language_temperature, seed, fewest=most + 1)
+        if not english:
+            return first, first
+        second = Steps(english.pairs, size, 1, 1.0, seed, negatives=english.negatives, fewest=2)
+        return first, Turns(first, second, args.english_share)
+
+    translations, steps = together(found, accelerator)
+    if few := few_pairs(size, accelerator):
+        accelerator.on_main_process(print)(few)
+    return translations, steps, args.max_train_steps or max(1, round(args.num_train_epochs * steps.per_epoch))
 
 
 # ---------------------------------------------------------------- the run
@@ -207,19 +219,34 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
     sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
     student = together(partial(find_student, args, accelerator), accelerator)
+    specs = args.english_pairs or []
+    english = read_english(specs, student, cache_dir, accelerator) if specs else None
     content = content_fingerprint(splits["train"], accelerator)
     pairs = TokenizedPairs(splits["train"], content, student, cache_dir, accelerator)
     if UNTRANSLATED in pairs.languages or len(splits["train"]) < 2:
         lacks = "two source sentences to choose among, and no rows without translations (--keep_untranslated)"
         raise UserError(f"{args.pairs_dir}: build the pairs anew, this trainer needs {lacks}")
     trained_on |= pairs.counts(("source", "target"))
+    trained_on["corpora"] += specs
     read = student.tokenizer, splits["train"], pairs, args.allow_unknown_tokens
     say(on_first_rank(partial(check_tokenizer, *read), accelerator))
-    negatives, found = find_negatives(args, splits["train"], content, pairs, cache_dir, accelerator)
+    translations, steps, total_steps = find_steps(args, pairs, english, accelerator)
+
+    # What a run that goes on must go on with; hard negatives, which take long
+    options = {name: getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
+    settings = run_settings(options, accelerator.mixed_precision, total_steps, student) | {
+        "on other pairs, or with another tokenizer": translations.fingerprint,
+        "on other English pairs": english and english.pairs.fingerprint,
+        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
+    }
+    together(partial(check_settings, checkpoint, settings), accelerator)
+    given = {"cache_dir": cache_dir, "accelerator": accelerator}
+    asked = given | {"k": args.hard_negatives, "relative_margin": args.relative_margin}
+    mined = partial(hard_negatives, splits["train"], content, pairs, **asked)
+    translations.negatives, settings["on other hard negatives"] = find_negatives(args, mined, accelerator)
 
     # Optimizer and schedule
     ranking = Ranking(args.scale, args.margin)
-    steps, total_steps = find_steps(args, pairs, negatives, accelerator)
     factor = rate_factor(args.lr_scheduler_type, total_steps, args.warmup_ratio, args.decay_ratio)
     rates = LearningRates(args.learning_rate)
     optimizer, schedule = optimizer_and_schedule(student, rates, factor, args.adam_epsilon, args.weight_decay)
@@ -230,15 +257,15 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
 
     # Resume
-    options = {name: getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
-    settings = run_settings(options, accelerator.mixed_precision, total_steps, whole) | {
-        "on other pairs, or with another tokenizer": steps.fingerprint,
-        "on other hard negatives": found,
-        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
-    }
     progress, saved, metrics = begin("train_bridge", schedule, settings, checkpoint, output_dir, args, accelerator)
+    if progress.negatives:
+        translations.negatives = kept_negatives(progress.negatives, len(splits["train"]), **given)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
-    tally = Tally(ranking, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
+    dataset, languages = splits["train"], pairs.languages
+    if english:
+        dataset = datasets.concatenate_datasets([dataset, english.dataset])
+        languages = [*languages, ANCHOR, *english.pairs.languages]
+    tally = Tally(ranking, dataset, languages, output_dir, progress.unlogged, bar, accelerator)
 
     def dev_scores(found: SentenceEncoder) -> dict:
         return evaluate(found, splits["dev"], None, sts, accelerator)
@@ -251,13 +278,20 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
 
     # The loop
     packed = together(partial(packs, student, args.attn_implementation, args.dropout, accelerator), accelerator)
-    of_all = partial(choices, pairs=pairs)
-    rank_steps = RankSteps(steps, None, student, packed, max_tokens, accelerator, of_all)
+    rank_steps = RankSteps(steps, None, student, packed, max_tokens, accelerator, choices)
     if isinstance(model, DistributedDataParallel):
         settle_exchange(model, to_device(student.inputs([pairs[0]]), device), args.bf16_exchange)
     model.train()
     coming = rank_steps.coming(progress.step, total_steps, workers)
     while course.goes_on():
+        # Hard negatives of the student as it is now
+        if args.refresh_negatives and progress.refreshed < progress.step and not progress.step % args.refresh_negatives:
+            with suppress(Stopped), find() as found:  # after a signal it is still to come
+                translations.negatives, progress.negatives = mined(as_it_is(found, max_tokens, accelerator))
+                progress.refreshed = progress.step
+            coming = None
+            coming = rank_steps.coming(progress.step, total_steps, workers)
+            continue
         # A step: gradients of the ranking loss; an update of the weights
         tally.start()
         optimizer.zero_grad()

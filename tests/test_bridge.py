@@ -1,8 +1,11 @@
 """The other trainer: its loss against sentence-transformers and by hand, one forward or many, negatives, resume."""
 
+import json
+import re
 import shutil
 import signal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +27,11 @@ from distill.command import run
 from distill.mining.negatives import hard_negatives
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import listening
+from distill.training import ranking
 from distill.training.cache import content_fingerprint
+from distill.training.english import read_english
 from distill.training.ranking import Ranking, choices
-from distill.training.steps import RankSteps, Step, Steps
+from distill.training.steps import RankSteps, Step, Steps, Turns
 from distill.training.student import set_dropout
 from distill.training.tokens import TokenizedPairs
 
@@ -56,6 +61,19 @@ def negatives(given, tmp_path_factory) -> tuple[str, ...]:
     more = ("--num_train_epochs", "8", "--learning_rate", "3e-3", "--eval_steps", "20", *folders(folder))
     assert train(*given[:4], *more) == 0
     return ("--hard_negatives", "2", "--negatives_model_name_or_path", str(folder / "run/student"))
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory) -> str:
+    """English pairs: a sentence and its words in the other order, with the sentence after it for a negative."""
+    lines = (SAMPLES / "talks.jsonl").read_text(encoding="utf-8").splitlines()[:61]
+    rows = [json.loads(line)["translations"] for line in lines]
+    sentences = [dict(zip(row["language"], row["translation"], strict=True))["en"] for row in rows]
+    path = tmp_path_factory.mktemp("english") / "pairs.jsonl"
+    pairs = pairwise(sentences)
+    lines = [{"anchor": one, "positive": " ".join(one.split()[::-1]), "negative": other} for one, other in pairs]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
 
 
 def losses(folder: Path) -> list[float]:
@@ -133,6 +151,28 @@ def test_a_text_that_is_a_sources_own_translation_is_not_wrong_for_it_in_another
     torch.manual_seed(2)
     step, vectors = step_of([0, 1, 2, 0, 1, 2], [1] * 6, [0, 0, 0, 1, 1, 1]), torch.randn(6, 4)
     found = Ranking(20.0, 0.0).errors(vectors, **choices(step, reading_as([0, 1, 2, 9, 9, 8]))).tolist()
+    wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
+    expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_cosines_in_blocks_give_the_loss_and_the_gradients_of_all_at_once(monkeypatch):
+    torch.manual_seed(3)
+    step = step_of([*range(5), *range(5), 8], [1] * 10 + [0], [0] * 5 + [1, 2, 1, 1, 2, 1])
+    found = []
+    for block in (256, 2):
+        monkeypatch.setattr(ranking, "BLOCK", block)
+        vectors = torch.randn(11, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        errors = Ranking(20.0, 0.1).errors(vectors, **choices(step, ALL_DIFFERENT))
+        found.append((errors, *torch.autograd.grad(errors.sum(), [vectors])))
+    for whole, in_blocks in zip(*found, strict=True):
+        torch.testing.assert_close(in_blocks, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_of_sources_that_read_the_same_neither_has_the_others_translation_for_a_wrong_one():
+    torch.manual_seed(4)
+    step, vectors = step_of([0, 1, 2, 0, 1, 2], [1] * 6, [0, 0, 0, 1, 1, 1]), torch.randn(6, 4)
+    found = Ranking(20.0, 0.0).errors(vectors, **choices(step, reading_as([9, 9, 0, 1, 2, 3]))).tolist()
     wrong = {0: (3, [5]), 1: (4, [5]), 2: (5, [3, 4]), 3: (0, [2]), 4: (1, [2]), 5: (2, [0, 1])}
     expected = [by_hand(vectors, query, own, others, 20, 0) for query, (own, others) in wrong.items()]
     assert found == pytest.approx(expected, abs=1e-5)
@@ -252,6 +292,69 @@ def test_a_step_has_the_negatives_of_its_rows_once(tokenized):
         assert there or step.rows[-1] == tokens.row_of_pair[5]
 
 
+def test_no_step_has_one_row_alone(tokenized):
+    """Of 17 pairs a step, where one is left over: it stands in the step before."""
+    tokens = tokenized.tokens
+    size = next(size for size in range(8, 99) if len(tokens.row_of_pair) % size == 1)
+    steps = Steps(tokens, size, 2, 1.0, seed=0, fewest=3)
+    assert steps.per_epoch == len(tokens.row_of_pair) // size
+    counts = [int((steps[number].languages > 0).sum()) for number in range(2 * steps.per_epoch)]
+    assert counts == 2 * ([size] * (steps.per_epoch - 1) + [size + 1])
+    assert [steps.pairs_before(number) for number in range(len(counts))] == np.cumsum([0, *counts[:-1]]).tolist()
+    assert all(len(np.unique(steps[number].rows)) > 1 for number in range(len(counts)))
+
+
+# ---------------------------------------------------------------- the English task
+
+
+def test_english_lines_by_hand(tmp_path, capsys):
+    """Quotes in a table of tabs are text; a negative of two anchors is one row; what lacks a sentence is counted."""
+    lines = [("a", "b", "c"), ("a", "d", None), ("e", " ", "c"), (None, "g", "h"), ("f", "g", "c"), ("f", "i", "a")]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(dict(zip(("anchor", "positive", "negative"), line, strict=True))) + "\n" for line in lines)
+    )
+    (tmp_path / "b.tsv").write_text('anchor\tpositive\n"x\ty\n')
+    found = read_english([f"{tmp_path}/*"], tiny_encoder(), tmp_path / "cache", Accelerator(cpu=True))
+    rows = [(row["source"], *(target.values() for target in row["targets"])) for row in found.dataset]
+    said = "5 English pairs, 3 with a negative; 2 lines that lack an anchor or a positive are left out"
+    assert said in capsys.readouterr().out
+    assert [(source, *target) for source, target in rows] == [
+        *(("a", "positive", "b"), ("a", "positive", "d"), ("f", "positive", "g"), ("f", "positive", "i")),
+        *(('"x', "positive", "y"), ("c", "negative", "c"), ("a", "negative", "a")),
+    ]
+    assert found.negatives.ravel().tolist() == [5, -1, 5, 6, -1, -1, -1]
+
+
+def test_two_tasks_take_turns(tokenized, english, tmp_path):
+    """A step in four is English, and its loss that of sentence-transformers with a negative for each anchor."""
+    accelerator = Accelerator(cpu=True)
+    found = read_english([english], tokenized.student, tmp_path, accelerator)
+    translations = Steps(tokenized.tokens, 16, 2, 1.0, seed=0)
+    own = Steps(found.pairs, 8, 1, 1.0, seed=0, negatives=found.negatives, fewest=2)
+    turns = Turns(translations, own, 0.25)
+    assert turns.per_epoch == translations.per_epoch / 0.75
+    assert [turns.task(step) for step in range(9)] == [
+        *((translations, 0), (translations, 1), (translations, 2), (own, 0)),
+        *((translations, 3), (translations, 4), (translations, 5), (own, 1), (translations, 6)),
+    ]
+    assert turns.pairs_before(9) == 7 * 16 + 2 * 8
+    step, rows, languages = turns[3], len(tokenized.dataset), len(tokenized.tokens.languages) + 1
+    assert step.weights.tolist() == [1] * 16 + [0] * 8
+    # Behind those of the translations: anchors, positives, negatives
+    assert (step.languages - languages).tolist() == [0] * 8 + [2] * 8 + [1] * 8
+    texts = [found.dataset[int(row) - rows]["source"] for row in step.rows]
+    lines = {line["anchor"]: line for line in map(json.loads, Path(english).read_text(encoding="utf-8").splitlines())}
+    anchors = texts[8:16]
+    assert sorted(texts[:8]) == sorted(anchors)
+    assert set(texts[16:]) == {lines[anchor]["negative"] for anchor in anchors}
+    positives = tokenized.student.token_ids([lines[anchor]["positive"] for anchor in anchors])
+    assert found.pairs.token_ids(step.sentences[8:16])[0].tolist() == np.concatenate(positives).tolist()
+    vectors = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+    loss = Ranking(20.0, 0.0).errors(vectors, **choices(step, turns.pairs_of(3))).sum() / 16
+    columns = [vectors[[texts[:8].index(anchor) for anchor in anchors]], vectors[8:16], vectors[16:]]
+    assert loss.item() == pytest.approx(peer(columns, 20.0).item(), abs=1e-6)
+
+
 # ---------------------------------------------------------------- the script
 
 
@@ -262,8 +365,8 @@ def test_it_learns_to_find_translations(negatives):
     assert "negative_mse" not in str(metrics(folder)), "there are no labels"
 
 
-def test_two_processes_and_other_forwards_take_the_steps_of_one(given, negatives, tmp_path):
-    more = (*given, "--margin", "0.1", *negatives)
+def test_two_processes_and_other_forwards_take_the_steps_of_one(given, negatives, english, tmp_path):
+    more = (*given, "--margin", "0.1", *negatives, "--english_pairs", english, "--english_share", "0.3")
     assert train(*more, *folders(tmp_path / "one")) == 0
     assert train(*more, *folders(tmp_path / "small"), "--max_tokens_per_batch", "64") == 0
     two = (tmp_path / "said", "train_bridge.py", *more, *folders(tmp_path / "two"))
@@ -278,8 +381,9 @@ def test_two_processes_and_other_forwards_take_the_steps_of_one(given, negatives
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, tmp_path, faulty, processes):
-    options = (*given, *negatives, "--dropout", "0.1")
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, english, tmp_path, faulty, processes):
+    refreshed = ("--student_model_name_or_path", negatives[-1], "--hard_negatives", "2", "--refresh_negatives", "3")
+    options = (*given, *refreshed, "--dropout", "0.1", "--english_pairs", english)
     whole = (tmp_path / "said", "train_bridge.py", *options, *folders(tmp_path / "whole"))
     assert forked.run(*whole, processes=processes)[0] == [0] * processes
     fault = ("0", str(int(signal.SIGUSR1)), "distill.training.watching.Tally.add", "8")
@@ -290,9 +394,15 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(given, negatives, tmp
     codes, said, errors = forked.run(*again, processes=processes)
     assert codes == [0] * processes, errors
     assert "resumed from" in said
+    found = re.findall(r"([\d,]+) of [\d,]+ sources have hard negatives", said)
+    assert len(found) == 3 and all(int(count) > 0 for count in found), "those of the start, of step 6, and of step 9"
+    assert len(list((tmp_path / "cache").glob("negatives-*"))) == 4
+    assert len(list((tmp_path / "cache").glob("vectors-*"))) == 2, "those of models that passed are gone"
     one, other = weights(tmp_path), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert losses(tmp_path) == losses(tmp_path / "whole")
+    by_language = [line["loss_by_language"].keys() for line in metrics(tmp_path) if "loss" in line]
+    assert by_language[1::2] == [{"anchor", "positive"}] * 6 and all("source" in found for found in by_language[::2])
 
 
 def test_the_real_script(given, tmp_path):
@@ -309,7 +419,10 @@ def test_the_real_script(given, tmp_path):
         ("--torch_compile --dropout 0.1", "a sentence is encoded twice, and would drop out differently"),
         ("--negatives_prompt x --hard_negatives 1", "--negatives_prompt is for --negatives_model_name_or_path"),
         ("--relative_margin 0.1", "--relative_margin does nothing without --hard_negatives"),
+        ("--refresh_negatives 5", "--refresh_negatives does nothing without --hard_negatives"),
         ("--negatives_model_name_or_path {student}", "--negatives_model_name_or_path does nothing without"),
+        ("--english_share 0.3", "--english_share does nothing without --english_pairs"),
+        ("--english_pairs samples/sts-en.csv", "name two anchor and positive, a third negative"),
         ("--decay_ratio 0.3", "--decay_ratio is for --lr_scheduler_type wsd"),
         ("--student_model_name_or_path nowhere/at/all", "nowhere/at/all"),
     ],
@@ -324,6 +437,24 @@ def test_a_run_goes_on_with_the_negatives_it_began_with(given, negatives, tmp_pa
     assert train(*given) == 0
     assert train(*given, "--negatives_prompt", "a ", *LATEST) == 2
     assert "was trained on other hard negatives: give the same" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_without_the_negatives_that_it_found(given, negatives, tmp_path, capsys):
+    more = ("--student_model_name_or_path", negatives[-1], "--hard_negatives", "2", "--refresh_negatives", "2")
+    options = (*given, *more, "--max_train_steps", "3", "--lr_scheduler_type", "constant", *folders(tmp_path))
+    assert train(*options) == 0
+    assert train(*options, "--cache_dir", str(tmp_path / "other"), *LATEST) == 2
+    assert "is gone, which the run has found while it trained: name the --cache_dir" in capsys.readouterr().err
+
+
+def test_options_and_english_pairs_are_compared_before_hard_negatives_are_computed(given, english, tmp_path, capsys):
+    given = (*given, *folders(tmp_path), "--max_train_steps", "2", "--english_pairs")
+    assert train(*given, english) == 0
+    assert train(*given, english, "--hard_negatives", "3", *LATEST) == 2
+    assert "was trained with --hard_negatives 0, not 3: give the same" in capsys.readouterr().err
+    assert train(*given, english, english, *LATEST) == 2
+    assert "was trained on other English pairs: give the same" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("vectors-*"))
 
 
 def test_rows_without_translations_are_refused_before_anything_is_computed(given, tmp_path, capsys):

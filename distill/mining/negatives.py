@@ -1,23 +1,47 @@
 """Hard negatives: of each source sentence the translations of others that a model takes nearly for its own."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 
+from distill.command import UserError
+from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.mining.neighbours import BLOCK, is_exact, searcher, write_vectors
-from distill.training.cache import fill, fingerprint, mapped
+from distill.ranks import on_first_rank
+from distill.training.cache import check_whole, fill, fingerprint, mapped
 from distill.training.teachers import ModelTeacher
 from distill.training.tokens import TokenizedPairs
 
 SPARE = 16  # neighbours looked at beside those asked for, and its own translations: such as are nearly right
 
 
+class Passing(NamedTuple):
+    """A student as it is at a step of its training, which finds hard negatives in place of a `ModelTeacher`."""
+
+    name: str  # of its weights
+    vectors: Callable[[list[str]], np.ndarray]
+
+
+def as_it_is(student: SentenceEncoder, max_tokens: int, accelerator: Accelerator) -> Passing:
+    """A student in training, on every rank, with forwards of `max_tokens`."""
+    weights = (parameter.detach().cpu().numpy() for parameter in student.parameters())
+
+    def vectors(sentences: list[str]) -> np.ndarray:
+        with accelerator.autocast():
+            return student.encode(sentences, max_tokens)
+
+    return Passing(on_first_rank(lambda: fingerprint(*weights), accelerator), vectors)
+
+
 def hard_negatives(
     dataset,
     content: str,
     pairs: TokenizedPairs,
-    model: ModelTeacher,
+    model: ModelTeacher | Passing,
     k: int,
     relative_margin: float,
     cache_dir: Path,
@@ -27,11 +51,16 @@ def hard_negatives(
 
     And a name for them. Wrong is one of another row that reads as none of its own translations, and whose cosine with
     the source is below that of its own translations in the mean by more than `relative_margin` of it: what is nearer
-    may be right too. Of those that read the same one is taken. Found by all ranks, kept on disk; `content` is the
-    dataset's fingerprint, all of whose rows have translations.
+    may be right too. Of those that read the same one is taken. Found by all ranks, kept on disk, with the vectors of a
+    model that may be asked again; `content` is the dataset's fingerprint, all of whose rows have translations.
     """
-    device, rows = accelerator.device, len(dataset)
-    k, first_pair = min(k, len(pairs.row_of_pair)), pairs.first_pair
+    device, rows, count = accelerator.device, len(dataset), len(pairs.row_of_pair)
+    k, first_pair, most = min(k, count), pairs.first_pair, int(np.diff(pairs.first_pair).max())
+    exact = is_exact("auto", rows, count, device)
+    name = fingerprint(model.name, accelerator.mixed_precision, content)
+    found = fingerprint(name, pairs.fingerprint, k, relative_margin, exact)
+    if on_first_rank((cache_dir / f"negatives-{found}").is_dir, accelerator):
+        return kept_negatives(found, rows, cache_dir, accelerator), found
 
     def targets(start: int, stop: int) -> list[str]:
         first, last = pairs.row_of_pair[start], pairs.row_of_pair[stop - 1]
@@ -41,14 +70,11 @@ def hard_negatives(
     def sources(start: int, stop: int) -> list[str]:
         return dataset[start:stop]["source"]
 
-    name, vectors = fingerprint(model.name, accelerator.mixed_precision, content), []
-    for number, (count, sentences) in enumerate(((rows, sources), (len(pairs.row_of_pair), targets))):
-        folder = cache_dir / f"vectors-{fingerprint(name, number)}"
-        vectors.append(write_vectors(folder, count, sentences, model.vectors, accelerator))
-    of_sources, of_targets = vectors
-    exact = is_exact("auto", len(of_sources), len(of_targets), device)
-    search = searcher(of_targets, exact, cache_dir / f"index-{name}", accelerator)
-    most = int(np.diff(first_pair).max())
+    folders = [cache_dir / f"vectors-{fingerprint(name, number)}" for number in (0, 1)]
+    sides = zip(folders, (rows, count), (sources, targets), strict=True)
+    of_sources, of_targets = (write_vectors(*side, model.vectors, accelerator) for side in sides)
+    folders.append(cache_dir / f"index-{name}")
+    search = searcher(of_targets, exact, folders[-1], accelerator)
 
     def wrong(start: int, stop: int) -> dict[str, np.ndarray]:
         cosines, found = search(of_sources[start:stop], min(k + most + SPARE, len(of_targets)))
@@ -65,6 +91,25 @@ def hard_negatives(
             result[i, : len(far)] = far
         return {"pairs": result.ravel()}
 
-    found = fingerprint(name, pairs.fingerprint, k, relative_margin, exact)
     fill(cache_dir / f"negatives-{found}", rows, wrong, accelerator, "hard negatives", BLOCK[device.type])
-    return mapped(cache_dir / f"negatives-{found}" / "pairs.bin", np.int32).reshape(rows, k), found
+    if isinstance(model, Passing):
+        on_first_rank(lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in folders], accelerator)
+    return kept_negatives(found, rows, cache_dir, accelerator), found
+
+
+def kept_negatives(found: str, rows: int, cache_dir: Path, accelerator: Accelerator) -> np.ndarray:
+    """Those that a name stands for, (rows, k); how many sources have some is said. UserError where they are gone."""
+    folder = cache_dir / f"negatives-{found}"
+
+    def having() -> int:
+        if not folder.is_dir():
+            lost = f"{folder} is gone, which the run has found while it trained"
+            raise UserError(f"{lost}: name the --cache_dir that it had, or start a new run")
+        check_whole(folder)
+        first = mapped(folder / "pairs.bin", np.int32).reshape(rows, -1)[:, 0]
+        return sum(int((first[i : i + (1 << 16)] >= 0).sum()) for i in range(0, rows, 1 << 16))
+
+    accelerator.on_main_process(print)(
+        f"{on_first_rank(having, accelerator):,} of {rows:,} sources have hard negatives"
+    )
+    return mapped(folder / "pairs.bin", np.int32).reshape(rows, -1)

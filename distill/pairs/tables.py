@@ -129,9 +129,9 @@ def _csv_frames(path: str, header: list[str], rows: Iterator[tuple[int, list[str
         whole = len(chunk) == CHUNK
 
 
-def csv_tables(path: str) -> Iterator[pl.DataFrame]:
-    """CSV with a header; every column is read as strings."""
-    rows = csv_rows(path)
+def csv_tables(path: str, delimiter: str = ",") -> Iterator[pl.DataFrame]:
+    """CSV, or TSV, with a header; every column is read as strings."""
+    rows = csv_rows(path, delimiter)
     _, header = next(rows, (0, None))
     if header is not None:
         yield from _csv_frames(path, [name.strip() for name in header], rows)
@@ -266,6 +266,18 @@ def aligned_in_zip(path: str) -> str:
 PARTS = {"jsonl": parts_of_text, "tsv": parts_of_text, "parquet": parts_of_parquet}  # formats whose files have parts
 TABLES = {"csv": csv_tables, "jsonl": jsonl_tables, "parquet": parquet_tables}
 TABLES |= {"arrow": arrow_tables, "mined": mined_tables, "hub": hub_tables}
+
+
+def named_tables(path: str) -> Iterator[pl.DataFrame]:
+    """Frames of a table, of any kind, that names its columns; UserError for what is none."""
+    kind = find_format(path)
+    if kind == "tsv":
+        return csv_tables(path, "\t")
+    if kind not in TABLES:
+        raise UserError(
+            f"{path} has no columns with names: give .csv, .tsv, .jsonl, .parquet, an Arrow folder, a hub id"
+        )
+    return TABLES[kind](path)
 
 
 def texts(path: str) -> Iterator[pl.Series]:

@@ -76,6 +76,8 @@ class Progress:
     best_score: float = -1.0
     best_step: int = 0
     evaluations_since_best: int = 0
+    refreshed: int = 0  # the last step before which hard negatives were found anew
+    negatives: str | None = None  # the name of these
     lines: int = 0  # of metrics.jsonl
     unlogged: list = field(default_factory=list)  # by rank, the sums of its next line so far
 
@@ -191,20 +193,21 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, setti
     together(delete, accelerator)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
-    """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`.
+def check_settings(checkpoint: Path | None, settings: dict) -> None:
+    """UserError when a checkpoint's run, if there is one, has other `settings`.
 
     The name of a setting is an option, "--seed", or says what is wrong where the value, a fingerprint, differs.
     """
+    saved = read_json(checkpoint / SETTINGS, {}) if checkpoint else settings
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            other = f"with {name} {saved.get(name)}, not {value}" if name.startswith("--") else name
+            raise UserError(f"{checkpoint} was trained {other}: give the same again, or start a new run")
 
-    def compare() -> None:
-        saved = read_json(checkpoint / SETTINGS, {})
-        for name, value in settings.items():
-            if saved.get(name) != value:
-                other = f"with {name} {saved.get(name)}, not {value}" if name.startswith("--") else name
-                raise UserError(f"{checkpoint} was trained {other}: give the same again, or start a new run")
 
-    together(compare, accelerator)
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> None:
+    """Bring all that the accelerator holds back to a checkpoint; UserError when its run has other `settings`."""
+    together(partial(check_settings, checkpoint, settings), accelerator)
     accelerator.load_state(str(checkpoint))
     accelerator.on_main_process(print)(f"resumed from {checkpoint}")
 

@@ -107,7 +107,7 @@ class Steps:
 
     Where the side `source` is not trained on, rows without translations are `left_out`; UserError where no other is.
     `negatives`, (rows, k): wrong translations of each row's source, as numbers of pairs, -1 where there is none; those
-    of a step's rows stand in it too.
+    of a step's rows stand in it too. What would be a last step of less than `fewest` pairs is joined to the one before.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Steps:
         sides: Collection[str] = SIDES,
         bank_size: int = 0,
         negatives: np.ndarray | None = None,
+        fewest: int = 1,
     ):
         if "source" not in sides and pairs.languages == [UNTRANSLATED]:
             raise UserError("--train_on target: no row to train on has translations, so train on source, or add some")
@@ -128,7 +129,7 @@ class Steps:
         self.negatives = negatives
         self.pairs_per_epoch = int(pairs_per_language(pairs, temperature, "source" in sides)[1].sum())
         self.left_out = len(pairs.row_of_pair) - self.pairs_per_epoch
-        self.per_epoch = -(-self.pairs_per_epoch // batch_size)
+        self.per_epoch = max(1, -((fewest - 1 - self.pairs_per_epoch) // batch_size))
         self.fingerprint = fingerprint(pairs.fingerprint, batch_size, self.order_settings)
         # In a file: the process that makes the steps fills it, this one sees that there is room.
         self.room = scratch(pairs.folder, 4, len(pairs.row_of_pair) + 1)
@@ -139,7 +140,8 @@ class Steps:
         if epoch != self.epoch:
             of_epoch = (self.pairs, self.room, *self.order_settings, epoch)
             self.epoch, self.order = epoch, epoch_order(*of_epoch, untranslated="source" in self.sides)
-        taken = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        end = (step + 1) * self.batch_size if step + 1 < self.per_epoch else None
+        taken = self.order[step * self.batch_size : end]
         of_sides = []
         if "source" in self.sides:
             rows, weights = np.unique(self.pairs.row_of_pair[taken], return_counts=True)
@@ -154,6 +156,10 @@ class Steps:
             of_sides.append((self.pairs.target_of_pair(wrong), rows, np.zeros_like(wrong), languages + 1))
         return Step(*map(np.concatenate, zip(*of_sides, strict=True)))
 
+    def pairs_of(self, step: int) -> TokenizedPairs:
+        """What a step's sentences are of."""
+        return self.pairs
+
     def bank(self, step: int) -> np.ndarray:
         """Rows whose labels the loss compares a step's sentences with, at most `bank_size`, drawn at random."""
         rows = len(self.pairs.first_pair) - 1
@@ -162,9 +168,46 @@ class Steps:
         return np.sort(random.choice(rows, min(self.bank_size, rows), replace=False, shuffle=False))
 
     def pairs_before(self, step: int) -> int:
-        """The number of pairs of all steps before one: an epoch's last step may be smaller than the others."""
+        """The number of pairs of all steps before one: an epoch's last step may be of another size."""
         epochs, steps = divmod(step, self.per_epoch)
         return epochs * self.pairs_per_epoch + steps * self.batch_size
+
+
+class Turns:
+    """The steps of two tasks in turn, `share` of them, evenly spread, the second's; an epoch is one of the first's.
+
+    Which task a step is of depends on its number alone, and each goes on where it was. Rows and languages of the
+    second, whose sources are one of these, are numbered behind those of the first.
+    """
+
+    def __init__(self, first: Steps, second: Steps, share: float):
+        self.first, self.second, self.share = first, second, share
+        self.per_epoch = first.per_epoch / (1 - share)
+
+    def before(self, step: int) -> tuple[int, int]:
+        """How many of the steps before one are of each task."""
+        of_second = int(step * self.share)
+        return step - of_second, of_second
+
+    def task(self, step: int) -> tuple[Steps, int]:
+        """The task of a step, and the step's number in it."""
+        (first, second), (_, after) = self.before(step), self.before(step + 1)
+        return (self.first, first) if after == second else (self.second, second)
+
+    def __getitem__(self, step: int) -> Step:
+        task, number = self.task(step)
+        found, before = task[number], self.first.pairs
+        if task is self.first:
+            return found
+        rows, languages = len(before.first_pair) - 1, len(before.languages) + 1
+        return found._replace(rows=found.rows + rows, languages=found.languages + languages)
+
+    def pairs_of(self, step: int) -> TokenizedPairs:
+        return self.task(step)[0].pairs
+
+    def pairs_before(self, step: int) -> int:
+        first, second = self.before(step)
+        return self.first.pairs_before(first) + self.second.pairs_before(second)
 
 
 def few_pairs(batch_size: int, accelerator) -> str:
@@ -207,18 +250,19 @@ class RankStep(NamedTuple):
 class RankSteps(Dataset):
     """A rank's part of every step, by the step's number, in pieces of at most `max_tokens` tokens with padding.
 
-    With labels, those of its sentences and of the bank; with `of_all(step)` what that gives for all of a step's.
+    With labels, those of its sentences and of the bank; with `of_all(step, pairs=...)` what that gives for all of a
+    step's.
     """
 
     def __init__(
         self,
-        steps: Steps,
+        steps: Steps | Turns,
         labels: np.ndarray | None,
         student: SentenceEncoder,
         packed: bool,
         max_tokens: int,
         accelerator,
-        of_all: Callable[[Step], dict[str, Tensor]] = lambda step: {},
+        of_all: Callable[..., dict[str, Tensor]] = lambda step, pairs: {},
     ):
         self.steps, self.labels, self.student, self.max_tokens = steps, labels, student, max_tokens
         self.of_all = of_all
@@ -229,7 +273,7 @@ class RankSteps(Dataset):
         # Ranks are dealt sentences in order of length, so that they finish together, and all cut as rank 0 does, which
         # has the longest: with sharded weights they take each forward together. A rank that would get none takes one
         # with weight 0: it must take part in the exchange of gradients.
-        step, pairs = self.steps[number], self.steps.pairs
+        step, pairs = self.steps[number], self.steps.pairs_of(number)
         lengths = pairs.lengths(step.sentences)
         order = np.argsort(-lengths, kind="stable")
         parts, weights, stand = [], [], []
@@ -241,20 +285,20 @@ class RankSteps(Dataset):
             parts.append(part if len(part) else order[-1:])
         taken = np.concatenate(parts)
 
-        def labels_of(rows: np.ndarray) -> Tensor | None:
-            return None if self.labels is None else torch.from_numpy(self.labels[rows]).float()
+        def labels_of(rows: np.ndarray) -> Tensor:
+            return torch.from_numpy(self.labels[rows]).float()
 
         return RankStep(
             pairs=self.steps.pairs_before(number + 1) - self.steps.pairs_before(number),
             weight=int(step.weights.sum()),
             rows=step.rows[taken],
-            labels=labels_of(step.rows[taken]),
+            labels=None if self.labels is None else labels_of(step.rows[taken]),
             weights=torch.from_numpy(np.concatenate(weights)).float(),
             languages=torch.from_numpy(step.languages[taken]).long(),
-            bank=labels_of(self.steps.bank(number)),
+            bank=None if self.labels is None else labels_of(self.steps.bank(number)),
             size=len(order),
             places=torch.from_numpy(np.concatenate(stand)).long(),
-            of_all=self.of_all(step),
+            of_all=self.of_all(step, pairs=pairs),
             inputs=[self.student.batch(*pairs.token_ids(step.sentences[part]), self.packed) for part in parts],
             sizes=[len(part) for part in parts],
             tokens=int(lengths[taken].sum()),

@@ -17,6 +17,7 @@ from distill.ranks import on_first_rank
 from distill.training.cache import fill, fingerprint, mapped
 
 UNTRANSLATED = "untranslated"  # the language of what stands among the pairs for a row without translations
+NEGATIVE = "negative"  # the language of what is only ever a wrong answer
 
 
 class TokenizedPairs:
@@ -122,14 +123,15 @@ def pairs_per_language(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How many pairs each language has, and how many an epoch takes: in proportion to count ** (1 / temperature).
 
-    Both (languages,) int64 with the same sum. At temperature 1 they are equal; a high one takes as many of each
-    (Devlin's exponential smoothing, as in Conneau & Lample 2019, arXiv 1901.07291, with alpha = 1 / temperature). With
-    `untranslated` False none is taken for rows without translations, as if there were none.
+    Both (languages,) int64. At temperature 1 they are equal; a high one takes as many of each
+    (Devlin's exponential smoothing, as in Conneau & Lample 2019, arXiv 1901.07291, with alpha = 1 / temperature). None
+    is taken of what is only a wrong answer, and with `untranslated` False for rows without translations.
     """
     blocks = range(0, len(pairs.language_of_pair), 1 << 16)
     parts = (pairs.language_of_pair[start : start + (1 << 16)] for start in blocks)
     have = sum(np.bincount(part, minlength=len(pairs.languages)) for part in parts)
-    there = have * [untranslated or language != UNTRANSLATED for language in pairs.languages]
+    left_out = {NEGATIVE} if untranslated else {NEGATIVE, UNTRANSLATED}
+    there = have * [language not in left_out for language in pairs.languages]
     share = there ** (1 / temperature)
     ends = np.rint(np.cumsum(share / share.sum()) * there.sum()).astype(np.int64)
     return have, np.diff(ends, prepend=0)
