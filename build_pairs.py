@@ -180,11 +180,8 @@ class Cleaned(NamedTuple):
 
 def clean(part: Part, args: argparse.Namespace, wanted: set[str] | None, work: Path) -> Cleaned:
     """Read and clean a part of a corpus into runs on disk."""
-    account, runs, excluded = (
-        Account(args.source_language),
-        Runs(work / f"run-{part.number}"),
-        find_excluded(args, work),
-    )
+    account, runs = Account(args.source_language), Runs(work / f"run-{part.number}")
+    excluded = find_excluded(args, work)
     columns = (args.source_column, args.target_column) if args.source_column else None
     read = args.source_language, args.format, columns, args.keep_untranslated
     tags, has_source, lengths = set(), False, {}

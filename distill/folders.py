@@ -23,7 +23,7 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file
 # Options that name what a command reads.
 INPUTS = {
     *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
-    *("teacher_vectors", "score_model"),
+    *("teacher_vectors", "score_model", "english_pairs"),
     *(
         f"{model}name_or_path"
         for model in ("model_", "tokenizer_", "encoder_model_", "teacher_model_", "student_model_", "negatives_model_")

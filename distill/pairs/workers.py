@@ -38,8 +38,11 @@ def workers(number: int, scheduler: str | None, work: Path) -> Iterator[Each]:
     def tasks(name: str, function: Callable[[Any], Any], items: Iterable) -> list[Callable[[], Any]]:
         return [partial(once, work / f"{name}-{i}.done", function, item) for i, item in enumerate(items)]
 
+    def shown(name: str, of_tasks: list) -> Iterable:
+        return tqdm(of_tasks, desc=name, unit=" parts", disable=None, dynamic_ncols=True)
+
     if number == 1 and scheduler is None:
-        yield lambda *given: (task() for task in tasks(*given))
+        yield lambda name, *given: (task() for task in shown(name, tasks(name, *given)))
         return
     # Where it is asked for: Dask takes a second to come
     from distributed import Client, KilledWorker, LocalCluster
@@ -59,8 +62,7 @@ def workers(number: int, scheduler: str | None, work: Path) -> Iterator[Each]:
             raise UserError(f"--scheduler {scheduler}: no worker can be had there ({error}): start one") from None
 
         def each(name: str, function: Callable[[Any], Any], items: Iterable) -> Iterator:
-            futures = [client.submit(task, pure=False) for task in tasks(name, function, items)]
-            for future in tqdm(futures, desc=name, unit=" parts", disable=None, dynamic_ncols=True):
+            for future in shown(name, [client.submit(task, pure=False) for task in tasks(name, function, items)]):
                 try:
                     yield future.result()
                 except KilledWorker:
