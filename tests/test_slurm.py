@@ -187,14 +187,14 @@ def test_a_job_that_fails_is_not_requeued(options, tmp_path):
     assert "error: --freeze_layers 9: the student has 2" in log and "Traceback" not in log
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "build_pairs"])
+@pytest.mark.parametrize("name", ["train", "eval"])
 def test_a_task_has_the_cpus_of_its_job(tmp_path, name):
     """By itself srun binds a task to one; here no task is bound, but one sees what srun was told."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
     python.write_text(f'#!/bin/bash\necho "$SRUN_CPUS_PER_TASK" > {tmp_path}/told\n')
     python.chmod(0o755)
-    sbatch = ("--cpus-per-task=3", "--gpus-per-node=1", "--time=5", *(["--array=0"] if name == "build_pairs" else []))
+    sbatch = ("--cpus-per-task=3", "--gpus-per-node=1", "--time=5")
     job = submit(str(ROOT / f"slurm/{name}.slurm"), sbatch=sbatch, log=tmp_path / "log", folder=tmp_path)
     assert end_of(job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     assert (tmp_path / "told").read_text() == "3\n"
@@ -225,7 +225,7 @@ def test_pairs_by_two_nodes_equal_one_call(tmp_path):
     (tmp_path / "news.tsv").write_text("en\tit\nA new sentence.\tUna frase nuova.\n")
     options = ("--max_translations", "2")
     where = {"log": tmp_path / "log", "folder": tmp_path}
-    job = submit("build_pairs.slurm", *options, sbatch=("--nodes=2", "--mem-per-cpu=2G"), **where)
+    job = submit("build_pairs.slurm", *options, sbatch=("--nodes=2", "--mem=3G"), **where)
     ended = end_of(job)
     assert ended["JobState"] == "COMPLETED" and ended["NumNodes"] == "2", (tmp_path / "log").read_text()
     command = (
