@@ -59,16 +59,16 @@ def length_steps() -> pl.Expr:
 def usual_lengths(counts: dict[str, Counter]) -> dict[str, tuple[int, int]]:
     """From which to which of `length_steps` the translations in a language lie, by how many pairs there are at each.
 
-    UNUSUAL standard deviations around the median, where the middle 68% span two of them: what is no translation hardly
-    moves these. None for a language of few pairs.
+    UNUSUAL standard deviations around the median, of which the middle half spans 2 x 0.6745: what is no translation
+    hardly moves these. None for a language of few pairs.
     """
     usual = {}
     for language, at in counts.items():
         if at.total() >= FEWEST:
             steps = np.array(sorted(at))
             below = np.cumsum([at[step] for step in steps])
-            low, middle, high = steps[np.searchsorted(below, np.array([0.16, 0.5, 0.84]) * below[-1])].tolist()
-            deviations = UNUSUAL * max(NARROWEST, (high - low) / 2)
+            low, middle, high = steps[np.searchsorted(below, np.array([0.25, 0.5, 0.75]) * below[-1])].tolist()
+            deviations = UNUSUAL * max(NARROWEST, (high - low) / (2 * 0.6745))
             usual[language] = math.ceil(middle - deviations), math.floor(middle + deviations)
     return usual
 
