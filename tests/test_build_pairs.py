@@ -749,24 +749,24 @@ def test_a_fault_in_a_later_part_is_told_by_its_line(tmp_path, monkeypatch):
 
 
 def test_what_was_done_before_a_kill_is_found_again(tmp_path, monkeypatch):
-    """A call is stopped while it writes; given again, it cleans nothing anew, but where a file has changed since."""
+    """A call is stopped at its end; given again, it cleans nothing anew, but where a file has changed since."""
     path = many(tmp_path)
     expected = content(build(tmp_path, path, "--dev_fraction", 0.1)["folder"])
     shutil.rmtree(tmp_path / "pairs")
     cleaned = []
-    clean, writing = build_pairs.clean, build_pairs.write
+    clean, gather = build_pairs.clean, build_pairs.gather
     monkeypatch.setattr(build_pairs, "clean", lambda *given, **named: cleaned.append(1) or clean(*given, **named))
-    monkeypatch.setattr(build_pairs, "write", lambda *given, **named: sys.exit(143))
+    monkeypatch.setattr(build_pairs, "gather", lambda *given: sys.exit(gather(*given) or 143))
     with pytest.raises(SystemExit):
         build(tmp_path, path, "--dev_fraction", 0.1)
     assert not (tmp_path / "pairs").exists()
-    monkeypatch.setattr(build_pairs, "write", writing)
+    monkeypatch.setattr(build_pairs, "gather", gather)
     assert content(build(tmp_path, path, "--dev_fraction", 0.1)["folder"]) == expected
     assert len(cleaned) == 1 and not (tmp_path / ".pairs.parts").exists()
-    monkeypatch.setattr(build_pairs, "write", lambda *given, **named: sys.exit(143))
+    monkeypatch.setattr(build_pairs, "gather", lambda *given: sys.exit(143))
     with pytest.raises(SystemExit):
         build(tmp_path, path, "--dev_fraction", 0.1)
-    monkeypatch.setattr(build_pairs, "write", writing)
+    monkeypatch.setattr(build_pairs, "gather", gather)
     assert len(build(tmp_path, many(tmp_path, 200), "--dev_fraction", 0.1)["rows"]) == 200
     assert len(cleaned) == 3
 
