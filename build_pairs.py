@@ -29,7 +29,7 @@ import polars as pl
 from tqdm import tqdm
 
 from distill.command import Parser, UserError, at_least, between, run, share
-from distill.folders import check_output, read_json, replaced_folder, write_json, writing
+from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.languages import covers, required_tag
 from distill.pairs.cleaning import (
     FILTERS,
@@ -41,12 +41,22 @@ from distill.pairs.cleaning import (
     read_excluded,
 )
 from distill.pairs.hash_order import Runs, parts_of_order, read_part, source_hash, starts_run
-from distill.pairs.pairs_folder import FLAT, GROUPED, SCORED, flat, grouped, save_splits, tsv_lines, write_rows
+from distill.pairs.pairs_folder import (
+    FLAT,
+    GROUPED,
+    SCORED,
+    flat,
+    grouped,
+    made_with,
+    save_splits,
+    tsv_lines,
+    write_rows,
+)
 from distill.pairs.quality import length_steps, of_unusual_length, usual_lengths
 from distill.pairs.readers import languages_of_spec, parts_of, read_corpus
 from distill.pairs.report import print_report
 from distill.pairs.schemas import ALONE
-from distill.pairs.selection import Account, language_taken, limited, select, split_of
+from distill.pairs.selection import Account, held_out, language_taken, limited, select, split_of
 from distill.pairs.tables import FORMATS
 from distill.pairs.workers import Each, once, work_folder, workers
 from distill.text_files import expand_globs
@@ -107,8 +117,14 @@ def check(args: argparse.Namespace) -> None:
     """UserError for options that do not go together, or are out of range."""
     if (args.source_column is None) != (args.target_column is None):
         raise UserError("--source_column and --target_column go together: give both")
-    if args.dev_fraction + args.test_fraction >= 1:
+    if args.dev_size and args.test_fraction >= 0.5:
+        raise UserError("--test_fraction must be below 0.5 beside --dev_size, which takes up to half of a language")
+    if not args.dev_size and args.dev_fraction + args.test_fraction >= 1:
         raise UserError("--dev_fraction and --test_fraction must together be below 1")
+    if args.score_model:
+        from distill.encoder.model_folder import find_folder  # and torch, for this alone
+
+        find_folder(args.score_model)
     if args.min_similarity is not None and not args.score_model:
         raise UserError("--min_similarity is that of a --score_model: give both, or leave it out")
     if args.scheduler and args.workers > 1:
@@ -123,12 +139,6 @@ def check(args: argparse.Namespace) -> None:
         made_in = made_with(corpus).get("source_language", args.source_language)
         if made_in != args.source_language:
             raise UserError(f"{corpus} has the source language {made_in}, not {args.source_language}")
-
-
-def made_with(corpus: str) -> dict:
-    """The options that this script or mine_pairs.py wrote a folder with; none for any other corpus."""
-    options = read_json(Path(corpus) / "args.json", {})
-    return options if "source_language" in options else {}
 
 
 def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray | None) -> pl.DataFrame:
@@ -215,14 +225,15 @@ def judge(
     account = Account(args.source_language)
     pairs = read_part(runs, part, parts)
     pairs = pairs.with_columns(dropped=first_reason([("unusual_length", of_unusual_length(usual))]))
-    pairs = account.dropped(select(account.dropped(pairs), args.skip, args.max_translations))
+    pairs = account.dropped(pairs)
     if args.score_model:
-        from distill.mining.similarity import similarities  # and torch, for this alone
+        from distill.mining.similarity import similarities
 
         lowest = -1 if args.min_similarity is None else args.min_similarity
         pairs = pairs.with_columns(similarity=similarities(pairs, args.score_model))
         faults = [("dissimilar", pl.col("similarity") < lowest)]
         pairs = account.dropped(pairs.with_columns(dropped=first_reason(faults)))
+    pairs = account.dropped(select(pairs, args.skip, args.max_translations))
     pairs.write_ipc(work / f"judged-{part}.arrow", compression="lz4")
     return account, Counter(dict(pairs.group_by("language").len().iter_rows()))
 
@@ -300,12 +311,7 @@ def clean_corpora(
 
 
 def select_pairs(
-    args: argparse.Namespace,
-    runs: list[Path],
-    lengths: dict[str, Counter],
-    account: Account,
-    work: Path,
-    each: Each,
+    args: argparse.Namespace, runs: list[Path], lengths: dict[str, Counter], account: Account, work: Path, each: Each
 ) -> dict[int, dict[str, Written]]:
     """Judge and write all pairs, in parts of the hash's range: what was written of each split, by part."""
     parts = parts_of_order(sum(map(Counter.total, lengths.values()))) if runs else 0
@@ -320,18 +326,12 @@ def select_pairs(
         taken.update(left)
     results = {}
     most = {language: min(count, args.max_sentences_per_language) for language, count in taken.items()}
-    written = each("writing", partial(write, dev_fractions=dev_fractions(args, most), args=args, work=work), rooms)
+    shares = held_out(args.dev_fraction, args.dev_size, most)
+    written = each("writing", partial(write, dev_fractions=shares, args=args, work=work), rooms)
     for (part, _), (dropped, splits) in zip(rooms, written, strict=True):
         account.add(dropped)
         results[part] = splits
     return results
-
-
-def dev_fractions(args: argparse.Namespace, pairs: dict[str, int]) -> dict[str, float]:
-    """The share of each language's pairs that is held out; of --dev_size at most half."""
-    if args.dev_size is None:
-        return dict.fromkeys(pairs, args.dev_fraction)
-    return {language: min(args.dev_size / count, 0.5) for language, count in pairs.items()}
 
 
 def gather(args: argparse.Namespace, results: dict[int, dict[str, Written]], work: Path, folder: Path) -> None:
@@ -359,7 +359,7 @@ def sizes_of(args: argparse.Namespace, results: Collection[dict[str, Written]], 
     for name in splits_of(args):
         rows, pairs = sum(written[name].rows for written in results), Counter()
         if rows == 0:
-            option = "--dev_fraction" if name == "train" else f"--{name}_fraction"
+            option = "--test_fraction" if name == "test" else "--dev_size" if args.dev_size else "--dev_fraction"
             raise UserError(f"the {name} split would be empty: {left} source sentences are left: see {option}")
         for written in results:
             pairs.update(written[name].pairs)

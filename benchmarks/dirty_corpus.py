@@ -6,8 +6,9 @@
       --teacher_model_name_or_path teacher/ --sts_dev 'stsb-{en,it}-dev.csv'
 
 Of pairs of the TED-schema sample a tenth gets the translation of another sentence, a tenth one into another language,
-a tenth the first half of its own. The four folders hold the pairs that were left alone, all of them (but too long
-ones), those that the filters leave, and those that the model leaves of these. The second command trains on each.
+a tenth the first half of its own. The four folders hold the pairs that were left alone, as the filters leave them,
+all pairs (but too long ones), those that the filters leave, and those that the model leaves of these. The second
+command trains on each.
 """
 
 import argparse

@@ -771,6 +771,21 @@ def test_what_was_done_before_a_kill_is_found_again(tmp_path, monkeypatch):
     assert len(cleaned) == 3
 
 
+def test_what_a_user_keeps_where_work_would_lie_stays(tmp_path):
+    (tmp_path / ".pairs.parts").mkdir()
+    path = many(tmp_path / ".pairs.parts")
+    with pytest.raises(UserError, match=r".pairs.parts holds x-en-it.tsv, which no script wrote: move it"):
+        build(tmp_path, path)
+    assert path.is_file() and not (tmp_path / "pairs").exists()
+
+
+def test_a_sentence_without_a_similar_translation_stands_by_itself(tmp_path, teacher):
+    path = tsv(tmp_path / "x-en-it.tsv", EN_IT_LIST)
+    options = ("--keep_untranslated", "--score_model", teacher, "--min_similarity", 1)
+    result = build(tmp_path, path, *options)
+    assert [row["targets"] for row in result["rows"]] == [[]] * 3 and dropped(result) == {"dissimilar": 3}
+
+
 def test_workers_give_the_bytes_of_one_process_though_one_is_killed(tmp_path):
     corpora = [many(tmp_path, 2000 + i, f"{i}-en-it.tsv") for i in range(12)]
     write(tmp_path / "excluded.txt", "Sentence number 7.")
@@ -833,7 +848,7 @@ def test_a_model_judges_pairs_by_their_cosine(tmp_path, teacher):
     result = build(tmp_path, path, *options)
     assert len(result["rows"]) == 2 and dropped(result) == {"dissimilar": 1}
     alone = [path, f"en={write(tmp_path / 'news.txt', 'Nothing else.')}"]
-    assert len(build(tmp_path, alone, *options, "--keep_untranslated")["rows"]) == 4 - 1
+    assert len(build(tmp_path, alone, *options, "--keep_untranslated")["rows"]) == 4
     with pytest.raises(UserError, match="is that of a --score_model"):
         build(tmp_path, path, "--min_similarity", 0.5)
 
@@ -906,7 +921,9 @@ def test_command_line_mistake(tmp_path):
     "options, message",
     [
         (("--workers", 2, "--scheduler", "tcp://localhost:1"), "give one of them"),
-        (("--scheduler", "nothing"), "--scheduler nothing: no worker can be had there"),
+        (("--scheduler", "nothing"), "--scheduler nothing is no address, as tcp://host:8786, and no file that"),
+        (("--dev_size", "3", "--test_fraction", "0.5"), "--test_fraction must be below 0.5"),
+        (("--score_model", "nowhere/at-all"), "nowhere/at-all"),
         (("--dev_fraction", "0.5", "--test_fraction", "0.5"), "--dev_fraction and --test_fraction"),
         (("--source_column", "a"), "give both"),
         (("--source_language", "englsh"), "did you mean en"),

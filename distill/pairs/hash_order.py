@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -60,11 +61,13 @@ class Runs:
         edges = [0, *np.searchsorted(table["hash"].to_numpy(), edges).tolist(), len(table)]
         self.paths.append(self.stem.with_name(f"{self.stem.name}-{len(self.paths)}.arrow"))
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.OSFile(str(self.paths[-1]), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as run:
+        temporary = self.stem.with_name(uuid4().hex)
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as run:
             for bucket in range(BUCKETS):
                 rows = table.slice(edges[bucket], edges[bucket + 1] - edges[bucket])
                 batches = rows.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
                 run.write_batch(batches[0])
+        temporary.replace(self.paths[-1])
 
 
 def read_part(runs: Iterable[Path], part: int, parts: int) -> pl.DataFrame:

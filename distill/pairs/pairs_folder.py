@@ -61,6 +61,12 @@ def pairs_report(path: str) -> dict:
     }
 
 
+def made_with(corpus: str) -> dict:
+    """The options that build_pairs.py or mine_pairs.py wrote a folder with; none for any other corpus."""
+    options = read_json(Path(corpus) / "args.json", {})
+    return options if "source_language" in options else {}
+
+
 def evenly_spaced(count: int, most: int) -> np.ndarray:
     """Numbers of `most` of so many rows, from the first to the last; of all where they are fewer."""
     return np.linspace(0, count - 1, min(most, count)).astype(int)

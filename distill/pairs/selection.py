@@ -99,7 +99,7 @@ class Account:
         return f"{totals['read']} read, dropped {drops or 'none'}, {others} of other languages not taken"
 
     def write_samples(self, path: Path, corpora: list[str]) -> None:
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a path's bytes may be no UTF-8
             for (corpus, language, reason), pairs in sorted(self.samples.items()):
                 for source, target in pairs:
                     shown = {"source": source and source[:500], "target": target and target[:500]}
@@ -144,6 +144,11 @@ def limited(pairs: pl.DataFrame, room: dict[str, int]) -> pl.DataFrame:
     """Adds `dropped` to pairs in their order: those that their language has no room for."""
     full = pl.int_range(pl.len()).over("language") >= pl.col("language").replace_strict(room, return_dtype=pl.Int64)
     return pairs.with_columns(dropped=first_reason([("over_limit", full)]))
+
+
+def held_out(dev_fraction: float, dev_size: int | None, pairs: dict[str, int]) -> dict[str, float]:
+    """The share of each language's pairs that is held out: the fraction; or what makes the size, at most half."""
+    return {tag: min(dev_size / count, 0.5) if dev_size else dev_fraction for tag, count in pairs.items()}
 
 
 def split_of(dev_fractions: dict[str, float], test_fraction: float) -> pl.Expr:
