@@ -58,7 +58,7 @@ def workers(number: int, scheduler: str | None, work: Path) -> Iterator[Each]:
     with ExitStack() as ends:
         if scheduler is None:
             one_thread = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+            quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL, "local_directory": str(work)}
             limits = {"n_workers": number, "threads_per_worker": 1, "memory_limit": 0, "env": one_thread}
             there = ends.enter_context(LocalCluster(**limits, **quiet))
         else:
