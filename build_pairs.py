@@ -47,8 +47,8 @@ from distill.pairs.pairs_folder import (
     SCORED,
     flat,
     grouped,
-    made_with,
     save_splits,
+    source_language_of,
     tsv_lines,
     write_rows,
 )
@@ -56,10 +56,10 @@ from distill.pairs.quality import length_steps, of_unusual_length, usual_lengths
 from distill.pairs.readers import languages_of_spec, parts_of, read_corpus
 from distill.pairs.report import print_report
 from distill.pairs.schemas import ALONE
-from distill.pairs.selection import Account, held_out, language_taken, limited, select, split_of
+from distill.pairs.selection import Account, held_out, language_taken, limited, marked, select, split_of
 from distill.pairs.tables import FORMATS
 from distill.pairs.workers import Each, once, work_folder, workers
-from distill.text_files import expand_globs
+from distill.text_files import Part, expand_globs
 
 CORPUS_HELP = (
     "Parquet, JSON lines, CSV, TSV, TMX (also .gz, .xz, .zst), a .zip of OPUS, a saved Arrow folder, one of "
@@ -95,9 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help=EXCLUDE_HELP)
     selection = parser.add_argument_group("selection")
     selection.add_argument("--max_sentences_per_language", type=at_least(1), default=500_000, help="most of a language")
-    held_out = selection.add_mutually_exclusive_group()
-    held_out.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
-    held_out.add_argument("--dev_size", type=at_least(1), metavar="N", help="hold out N pairs of each language instead")
+    dev = selection.add_mutually_exclusive_group()
+    dev.add_argument("--dev_fraction", type=share, default=0.01, help="share of the sources held out")
+    dev.add_argument("--dev_size", type=at_least(1), metavar="N", help="hold out N pairs of each language instead")
     selection.add_argument("--test_fraction", type=share, default=0.0, help="share held out a second time")
     selection.add_argument("--seed", type=at_least(0), default=42, help="decides which sentences are held out")
     views = parser.add_argument_group("views")
@@ -136,7 +136,7 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{corpus} holds no translations: add --keep_untranslated to keep its sentences")
     check_output(args.output_dir, args, "pairs")
     for corpus in args.corpus:
-        made_in = made_with(corpus).get("source_language", args.source_language)
+        made_in = source_language_of(corpus, args.source_language)
         if made_in != args.source_language:
             raise UserError(f"{corpus} has the source language {made_in}, not {args.source_language}")
 
@@ -169,17 +169,17 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
 # ---------------------------------------------------------------- the tasks, whichever process does them
 
 
-class Part(NamedTuple):
-    """A part of a corpus: which one of all parts, the number and the spec of its corpus, where it stands there."""
+class Task(NamedTuple):
+    """What is cleaned at a time: which of all tasks it is, the number and spec of a corpus, which part of its file."""
 
     number: int
     corpus: int
     spec: str
-    place: tuple[int, int] | None
+    part: Part | None
 
 
 class Cleaned(NamedTuple):
-    """Of a part: the account, the tags that were met, whether any pair had a source, the lengths, the pairs' files."""
+    """Of a task: the account, the tags that were met, whether any pair had a source, the lengths, the pairs' files."""
 
     account: Account
     tags: set[str]
@@ -188,24 +188,24 @@ class Cleaned(NamedTuple):
     runs: list[Path]
 
 
-def clean(part: Part, args: argparse.Namespace, wanted: set[str] | None, work: Path) -> Cleaned:
+def clean(task: Task, args: argparse.Namespace, wanted: set[str] | None, work: Path) -> Cleaned:
     """Read and clean a part of a corpus into runs on disk."""
-    account, runs = Account(args.source_language), Runs(work / f"run-{part.number}")
+    account, runs = Account(args.source_language), Runs(work / f"run-{task.number}")
     excluded = find_excluded(args, work)
     columns = (args.source_column, args.target_column) if args.source_column else None
     read = args.source_language, args.format, columns, args.keep_untranslated
     tags, has_source, lengths = set(), False, {}
     hidden = None if current_process().name == "MainProcess" else True
-    with tqdm(desc=part.spec, unit=" pairs", unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
-        for chunk in read_corpus(part.spec, *read, part.place):
+    with tqdm(desc=task.spec, unit=" pairs", unit_scale=True, disable=hidden, dynamic_ncols=True) as bar:
+        for chunk in read_corpus(task.spec, *read, task.part):
             there = chunk["language"].unique().to_list()
             tags.update(there)
             has_source = has_source or chunk["source"].null_count() < len(chunk)
             bar.update(len(chunk))
             taken = {tag: language_taken(tag, wanted, args.source_language) for tag in there}
-            chunk = account.taken(chunk, part.corpus, taken)
+            chunk = account.taken(chunk, task.corpus, taken)
             if not chunk.is_empty():
-                chunk = account.cleaned(cleaned(chunk, args, excluded), part.corpus)
+                chunk = account.cleaned(cleaned(chunk, args, excluded), task.corpus)
                 runs.add(chunk)
                 for language, step, count in chunk.group_by("language", length_steps().alias("step")).len().iter_rows():
                     lengths.setdefault(language, Counter())[step] += count
@@ -223,16 +223,13 @@ def judge(
 ) -> tuple[Account, Counter]:
     """Judge the pairs of a range of the hash against each other: what was dropped, and what is left by language."""
     account = Account(args.source_language)
-    pairs = read_part(runs, part, parts)
-    pairs = pairs.with_columns(dropped=first_reason([("unusual_length", of_unusual_length(usual))]))
-    pairs = account.dropped(pairs)
+    pairs = account.dropped(marked(read_part(runs, part, parts), "unusual_length", of_unusual_length(usual)))
     if args.score_model:
         from distill.mining.similarity import similarities
 
         lowest = -1 if args.min_similarity is None else args.min_similarity
         pairs = pairs.with_columns(similarity=similarities(pairs, args.score_model))
-        faults = [("dissimilar", pl.col("similarity") < lowest)]
-        pairs = account.dropped(pairs.with_columns(dropped=first_reason(faults)))
+        pairs = account.dropped(marked(pairs, "dissimilar", pl.col("similarity") < lowest))
     pairs = account.dropped(select(pairs, args.skip, args.max_translations))
     pairs.write_ipc(work / f"judged-{part}.arrow", compression="lz4")
     return account, Counter(dict(pairs.group_by("language").len().iter_rows()))
@@ -270,6 +267,7 @@ def write(
 
 
 def splits_of(args: argparse.Namespace) -> list[str]:
+    """The splits that are asked for."""
     fractions = {"train": 1, "dev": args.dev_size or args.dev_fraction, "test": args.test_fraction}
     return [name for name, fraction in fractions.items() if fraction]
 
@@ -287,12 +285,12 @@ def clean_corpora(
     wanted = None
     if args.target_languages != ["all"]:
         wanted = {required_tag(tag, "--target_languages") for tag in args.target_languages}
-    find_excluded(args, work)
-    places = [(corpus, spec, place) for corpus, spec in enumerate(args.corpus) for place in parts_of(spec, args.format)]
-    parts = [Part(number, *place) for number, place in enumerate(places)]
-    results = each("cleaning", partial(clean, args=args, wanted=wanted, work=work), parts)
+    find_excluded(args, work)  # before all workers want it at once
+    parts = [(corpus, spec, part) for corpus, spec in enumerate(args.corpus) for part in parts_of(spec, args.format)]
+    tasks = [Task(number, *part) for number, part in enumerate(parts)]
+    results = each("cleaning", partial(clean, args=args, wanted=wanted, work=work), tasks)
     runs, lengths, tags = [], {}, set()
-    for (_, spec), of_corpus in groupby(zip(parts, results, strict=True), lambda both: both[0][1:3]):
+    for (_, spec), of_corpus in groupby(zip(tasks, results, strict=True), lambda both: both[0][1:3]):
         has_source = False
         for _, found in of_corpus:
             account.add(found.account)

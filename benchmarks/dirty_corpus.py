@@ -74,15 +74,9 @@ def build(args: argparse.Namespace, name: str, pairs: list[dict], *options: str)
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for pair in pairs:
             file.write(json.dumps({key: pair[key] for key in ("source", "language", "target")}) + "\n")
-    command = [
-        sys.executable,
-        ROOT / "build_pairs.py",
-        "--corpus",
-        folder / f"{name}.jsonl",
-        "--output_dir",
-        folder / name,
-    ]
-    subprocess.run([*command, "--target_languages", *args.languages, *options], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, ROOT / "build_pairs.py", "--corpus", folder / f"{name}.jsonl", *options]
+    command += ["--target_languages", *args.languages, "--output_dir", folder / name]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = (row for split in datasets.load_from_disk(folder / name).values() for row in split)
     return {(row["source"], target["language"], target["sentence"]) for row in rows for target in row["targets"]}
 

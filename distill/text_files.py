@@ -114,10 +114,8 @@ def opened(path: str) -> Iterator:
 Part = tuple[int, int]  # of a file, from here to there: bytes of text, row groups of Parquet
 
 
-def parts_of_text(path: str) -> list[Part | None]:
-    """A plain file in parts of PART bytes, the last one open to its end; None, all of it, for any other."""
-    if not Path(path).is_file() or file_name(path).suffix.lower() in OPENERS:
-        return [None]
+def parts_of_text(path: str) -> list[Part]:
+    """A plain file in parts of PART bytes."""
     return [(start, start + PART) for start in range(0, max(1, Path(path).stat().st_size), PART)]
 
 

@@ -51,20 +51,19 @@ def load_splits(path: str) -> dict[str, datasets.Dataset]:
 
 def pairs_report(path: str) -> dict:
     """What a folder of pairs says of itself: its source language, its corpora, its training pairs by language."""
-    report, made = (read_json(Path(path) / name, {}) for name in ("report.json", "args.json"))
+    report = read_json(Path(path) / "report.json", {})
     train = report.get("splits", {}).get("train", {})
     return {
-        "source_language": made.get("source_language", "en"),
+        "source_language": source_language_of(path, "en"),
         "corpora": [corpus["corpus"] for corpus in report.get("corpora", [])],
         "pairs": train.get("pairs", {}),
         "untranslated": train.get("untranslated", 0),
     }
 
 
-def made_with(corpus: str) -> dict:
-    """The options that build_pairs.py or mine_pairs.py wrote a folder with; none for any other corpus."""
-    options = read_json(Path(corpus) / "args.json", {})
-    return options if "source_language" in options else {}
+def source_language_of(corpus: str, otherwise: str) -> str:
+    """That of a folder of build_pairs.py or mine_pairs.py, which says it; of any other corpus, `otherwise`."""
+    return read_json(Path(corpus) / "args.json", {}).get("source_language", otherwise)
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
@@ -111,9 +110,9 @@ def save_splits(folder: Path, schema: pa.Schema, files: dict[str, list[Path]], h
 
     The library saves an empty row in the place of each file, and with them the layout that it has.
     """
-    stand_ins = {}
+    stand_ins, schema = {}, datasets.Features.from_arrow_schema(schema).arrow_schema
     for name, paths in files.items():
-        row = pa.Table.from_pylist([{}] * len(paths), schema=datasets.Features.from_arrow_schema(schema).arrow_schema)
+        row = pa.Table.from_pylist([{}] * len(paths), schema=schema)
         # `datasets` would draw a random fingerprint
         fingerprint = xxhash.xxh3_64_hexdigest("".join(hashes[name]).encode())
         stand_ins[name] = datasets.Dataset(row, fingerprint=fingerprint, split=name)
@@ -143,7 +142,7 @@ def language_sentences(pairs_dir: str | None, text_files: list[str]) -> Iterator
     if not pairs_dir and not text_files:
         raise UserError("no corpus is given: add --pairs_dir or --text_files")
     if pairs_dir:
-        source_language = read_json(Path(pairs_dir) / "args.json", {}).get("source_language", "source")
+        source_language = source_language_of(pairs_dir, "source")
         for split in load_pairs(pairs_dir).values():
             for rows in split.iter(1000):
                 batch = {source_language: rows["source"]}

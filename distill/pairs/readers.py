@@ -18,7 +18,7 @@ from distill.languages import covers, language_of_word, required_tag
 from distill.pairs.schemas import ALONE, COLUMN_PAIRS, alone, named_languages, table_pairs, wide_pairs
 from distill.pairs.tables import CHUNK, PARTS, TABLES, aligned_in_zip, distinct, find_format, format_of_suffix
 from distill.pairs.tmx import tmx_units
-from distill.text_files import Part, expand_languages, text_lines
+from distill.text_files import OPENERS, Part, expand_languages, file_name, text_lines
 
 PAIR = {"source": pl.String, "language": pl.String, "target": pl.String}
 
@@ -66,7 +66,8 @@ def parts_of(spec: str, file_format: str | None) -> list[Part | None]:
     path, languages = languages_of_spec(spec)
     if languages and len(languages) == 1:
         return [None]
-    return PARTS.get(format_of(path, languages, file_format), lambda path: [None])(path)
+    kind, plain = format_of(path, languages, file_format), file_name(path).suffix.lower() not in OPENERS
+    return (plain and Path(path).is_file() and kind in PARTS and PARTS[kind](path)) or [None]
 
 
 def format_of(path: str, languages: tuple[str, ...] | None, file_format: str | None) -> str:

@@ -140,10 +140,15 @@ def select(pairs: pl.DataFrame, skip: list[str], max_translations: int) -> pl.Da
     return pairs
 
 
+def marked(pairs: pl.DataFrame, reason: str, applies: pl.Expr) -> pl.DataFrame:
+    """Adds `dropped` to pairs: the reason where it applies, null elsewhere."""
+    return pairs.with_columns(dropped=first_reason([(reason, applies)]))
+
+
 def limited(pairs: pl.DataFrame, room: dict[str, int]) -> pl.DataFrame:
     """Adds `dropped` to pairs in their order: those that their language has no room for."""
     full = pl.int_range(pl.len()).over("language") >= pl.col("language").replace_strict(room, return_dtype=pl.Int64)
-    return pairs.with_columns(dropped=first_reason([("over_limit", full)]))
+    return marked(pairs, "over_limit", full)
 
 
 def held_out(dev_fraction: float, dev_size: int | None, pairs: dict[str, int]) -> dict[str, float]:

@@ -190,15 +190,13 @@ def parquet_tables(path: str, part: Part | None = None) -> Iterator[pl.DataFrame
             yield pl.DataFrame(pl.from_arrow(batch))
 
 
-def parts_of_parquet(path: str) -> list[Part | None]:
-    """The row groups of a file, as many in a part as hold PART bytes before they were packed."""
-    if not Path(path).is_file() or file_name(path).suffix.lower() in OPENERS:
-        return [None]
+def parts_of_parquet(path: str) -> list[Part]:
+    """The row groups of a plain file, as many in a part as hold PART bytes before they were packed."""
     with opened(path) as file, pq.ParquetFile(file) as parquet:
         sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)]
     before = [0, *itertools.accumulate(sizes)]
     starts = [i for i in range(len(sizes)) if i == 0 or before[i] // PART > before[i - 1] // PART]
-    return list(zip(starts, [*starts[1:], len(sizes)], strict=True)) or [None]
+    return list(zip(starts, [*starts[1:], len(sizes)], strict=True))
 
 
 def arrow_tables(path: str) -> Iterator[pl.DataFrame]:

@@ -1,6 +1,5 @@
 """Tasks one after another in this process, or on the workers of a Dask cluster; what is done is not done again."""
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import cloudpickle
+import xxhash
 from tqdm import tqdm
 
 from distill.command import Stopped, UserError
@@ -123,7 +123,7 @@ def work_folder(output_dir: str, args: Namespace) -> Iterator[Path]:
     asked = {name: value for name, value in vars(args).items() if name not in OF_THE_CALL}
     elsewhere = [spec for spec in args.corpus if not list(inputs_of(Namespace(corpus=[spec])))]
     read = [*sorted(_states(inputs_of(args))), uuid4().hex if elsewhere else ""]
-    work = folder / hashlib.sha256(json.dumps([asked, read]).encode()).hexdigest()[:16]
+    work = folder / xxhash.xxh3_64_hexdigest(json.dumps([asked, read]).encode())
     work.mkdir(parents=True, exist_ok=True)
     try:
         yield work
