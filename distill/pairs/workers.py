@@ -121,7 +121,7 @@ def work_folder(output_dir: str, args: Namespace) -> Iterator[Path]:
     if foreign := [path.name for path in folder.glob("*") if not re.fullmatch(NAMED, path.name)]:
         raise UserError(f"{folder} holds {foreign[0]}, which no script wrote: move it, or name another output folder")
     asked = {name: value for name, value in vars(args).items() if name not in OF_THE_CALL}
-    elsewhere = [spec for spec in args.corpus if not list(inputs_of(Namespace(corpus=[spec])))]
+    elsewhere = [spec for spec in (*args.corpus, *args.exclude) if not list(inputs_of(Namespace(corpus=[spec])))]
     read = [*sorted(_states(inputs_of(args))), uuid4().hex if elsewhere else ""]
     work = folder / xxhash.xxh3_64_hexdigest(json.dumps([asked, read]).encode())
     work.mkdir(parents=True, exist_ok=True)
