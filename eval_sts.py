@@ -22,13 +22,13 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
 from distill.command import Parser, UserError, at_least, between, run, wrapped
-from distill.encoder.model_folder import find_folder
+from distill.encoder.model_folder import behind, find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import launched
-from distill.scoring.bitext import Bitext, negative_mse, read_bitext, translation_accuracy, translation_hits
-from distill.scoring.bootstrap import Score, Scores, compare, interval, means, resampled_means
-from distill.scoring.cutting import BITS, bytes_of, cut, cuts_of
+from distill.scoring.bitext import read_bitext
+from distill.scoring.bootstrap import Scores, compare
+from distill.scoring.cutting import BITS, cuts_of
 from distill.scoring.export import (
     export_model,
     fp16_loss,
@@ -39,8 +39,11 @@ from distill.scoring.export import (
     training_notes,
     training_of,
 )
-from distill.scoring.metrics import cosine, defined, similarities, sts_resamples, sts_scores, unit
-from distill.scoring.report import draw_cuts, draw_scores, print_scores, size_notes, write_csv, write_report
+from distill.scoring.metrics import cosine, defined, unit
+from distill.scoring.pictures import draw_cuts, draw_scores
+from distill.scoring.report import print_scores, size_notes, write_csv, write_report
+from distill.scoring.retrieval import read_retrieval
+from distill.scoring.scores import Data, Vectors, score, score_cuts
 from distill.scoring.sts import StsSet, read_sts
 from distill.vectors import VectorTable, is_vector_table
 
@@ -57,10 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--sts", nargs="+", default=[], metavar="[NAME=]SPEC", help="STS tables: 'stsb-{en,it}-test.csv'")
     what.add_argument("--score_range", nargs=2, type=grade, metavar=("LOW", "HIGH"), help="if not given: 0 to 1, or 5")
     what.add_argument("--bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="'tatoeba.{en,it}', pairs folders")
+    what.add_argument("--retrieval", nargs="+", default=[], metavar="[NAME=]SPEC", help="folders in BEIR's layout")
     what.add_argument("--margin", action="store_true", help="translation accuracy by the ratio margin too (k = 4)")
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--prompt", nargs="+", type=str, default=[], metavar="[NAME=]TEXT", help="before each sentence")
     what.add_argument("--prompt_name", nargs="+", default=[], metavar="[NAME=]PROMPT", help="one of the folder's")
+    what.add_argument("--document_prompt", nargs="+", default=[], metavar="[NAME=]TEXT", help="before documents")
     what.add_argument("--truncate_dim", nargs="+", type=at_least(1), default=[], metavar="N", help="keep the first")
     what.add_argument("--precision", nargs="+", choices=[*BITS][1:], default=[], help="fewer bits")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
@@ -99,13 +104,13 @@ def named_models(specs: list[str]) -> dict[str, str]:
     return models
 
 
-def prompts_of(texts: list[str], prompt_names: list[str], models: dict[str, str]) -> dict[str, dict[str, str]]:
-    """What `SentenceEncoder.from_pretrained` is told of each model's prompt, from specs of --prompt and --prompt_name.
+def prompts_of(models: dict[str, str], **options: list[str]) -> dict[str, dict[str, str]]:
+    """Each model's prompt by the option that gives it, from the specs of these options.
 
     One without NAME= is for every model that has none of its own. `models`: name -> folder, hub id or table.
     """
     given = {}
-    for option, specs in (("prompt", texts), ("prompt_name", prompt_names)):
+    for option, specs in options.items():
         for spec in specs:
             name, text = named(spec)
             if name not in ("", *models):
@@ -116,7 +121,7 @@ def prompts_of(texts: list[str], prompt_names: list[str], models: dict[str, str]
             if is_vector_table(models.get(name, "")) or all(map(is_vector_table, models.values())):
                 raise UserError(f"--{option} {spec!r} is for a model, a table's vectors are as they are: leave it out")
             given[name] = {option: text}
-    return {name: given.get(name, given.get("", {})) for name in models}
+    return {n: {} if is_vector_table(path) else given.get(n, given.get("", {})) for n, path in models.items()}
 
 
 def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
@@ -132,14 +137,15 @@ def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
 
 def check(args: argparse.Namespace, models: dict[str, str]) -> None:
     """UserError for options that do not go together, or are out of range, and outputs that cannot be written."""
-    if not (args.sts or args.bitext):
-        raise UserError("nothing to score on: give --sts, --bitext or both")
+    if not (args.sts or args.bitext or args.retrieval):
+        raise UserError("nothing to score on: give --sts, --bitext or --retrieval, or several")
     low, high = args.score_range or (0, 1)
     if not low < high:
         raise UserError("--score_range takes the lowest score, then the highest, as in --score_range 0 5")
     for given, option, about, needed in (
         (args.score_range, "--score_range", args.sts, "--sts"),
         (args.margin, "--margin", args.bitext, "--bitext"),
+        (args.document_prompt, "--document_prompt", args.retrieval, "--retrieval"),
         (args.teacher_model_name_or_path, "--teacher_model_name_or_path", args.bitext, "--bitext"),
         (args.export_dtype != "fp32", "--export_dtype", args.export_dir, "--export_dir"),
         (args.push_to_hub, "--push_to_hub", args.export_dir, "--export_dir"),
@@ -167,46 +173,7 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         find_folder(last)  # before hours of scoring the others
 
 
-# ---------------------------------------------------------------- scores
-
-
-def score_sts(sets: list[StsSet], vector: dict, samples: int, seed: int) -> tuple[dict, dict[str, Score]]:
-    """All correlations of each set with their 95% intervals; Spearman of cosine with its resamples."""
-    similar = similarities(sets, vector)
-    entry, resampled = sts_scores(sets, similar), sts_resamples(sets, similar, samples, seed)
-    for name, resamples in resampled.items():
-        entry[name] |= {f"{metric}_ci": interval(values) for metric, values in resamples.items()}
-    key = "spearman_cosine"
-    return entry, {name: Score(entry[name][key], resampled[name][key]) for name in entry}
-
-
-def score_bitext(
-    bitexts: list[Bitext], vector: dict, labels: dict | None, margin: bool, device, samples: int, seed: int
-) -> tuple[dict, dict[str, Score]]:
-    """Accuracies of each bitext with their 95% intervals; the mean accuracy with its resamples.
-
-    A resample takes source sentences, each with its translations in all bitexts: what is hard to find in one language
-    is hard to find in the next.
-    """
-    entry, headline, hits, number = {}, {}, [], {}
-    for bitext in bitexts:
-        source, target = (np.stack([vector[s] for s in side]) for side in (bitext.sources, bitext.targets))
-        entry[bitext.name] = scores = {}
-        hits.append({})
-        for prefix, k in [("", 0), ("margin_", 4)][: 1 + margin]:
-            both = translation_hits(bitext.sources, bitext.targets, source, target, margin_k=k, device=device)
-            for (name, value), rows in zip(translation_accuracy(both).items(), [*both, both.mean(0)], strict=True):
-                scores[prefix + name], hits[-1][prefix + name] = value, rows
-        if labels is not None:
-            scores["negative_mse"] = negative_mse([labels[s] for s in bitext.sources], target)
-        scores["n"] = len(source)
-    tables = [np.stack([*rows.values()]) for rows in hits]
-    clusters = [np.array([number.setdefault(s, len(number)) for s in bitext.sources]) for bitext in bitexts]
-    for bitext, rows, resampled in zip(bitexts, hits, resampled_means(tables, clusters, samples, seed), strict=True):
-        resamples = dict(zip(rows, resampled, strict=True))
-        entry[bitext.name] |= {f"{name}_ci": interval(one) for name, one in resamples.items()}
-        headline[bitext.name] = Score(entry[bitext.name]["mean_accuracy"], resamples["mean_accuracy"])
-    return entry, headline
+# ---------------------------------------------------------------- vectors
 
 
 def embed(
@@ -224,35 +191,6 @@ def embed(
     if not finite:
         raise UserError(f"{name} gives vectors that are not finite: its weights, or this precision, are at fault")
     return vector
-
-
-def score(
-    vector: dict, labels: dict | None, sets: list[StsSet], bitexts: list[Bitext], args, device, samples: int
-) -> tuple[dict, Scores]:
-    """A model's scores as scores.json has them, and what models are compared by, in so many bootstrap samples."""
-    seed = args.seed
-    sts_entry, sts = score_sts(sets, vector, samples, seed)
-    bitext_entry, bitext = {}, {}
-    if bitexts:
-        bitext_entry, bitext = score_bitext(bitexts, vector, labels, args.margin, device, samples, seed)
-    summary = means(sets, sts, bitext)
-    summary_entry = {kind: {"value": mean.value, "ci": interval(mean.resamples)} for kind, mean in summary.items()}
-    entry = {"sts": sts_entry, "bitext": bitext_entry, "summary": summary_entry}
-    return entry, {"sts": sts, "bitext": bitext, "summary": summary}
-
-
-def score_cuts(entry: dict, vector: dict, whole: Scores, sets, bitexts, args, device) -> list[dict]:
-    """What is left of a model's means where less of its vectors is kept, and its share of the whole ones'."""
-    width, found = len(next(iter(vector.values()))), []
-    if args.truncate_dim and max(args.truncate_dim) >= width:
-        raise UserError(f"--truncate_dim {max(args.truncate_dim)}: {entry['name']} has {width} dimensions: give fewer")
-    for dimensions, precision in cuts_of(width, args.truncate_dim, args.precision):
-        _, scores = score(cut(vector, dimensions, precision), None, sets, bitexts, args, device, samples=1)
-        values = {name: mean.value for name, mean in scores["summary"].items()}
-        kept = {name: value / whole["summary"][name].value for name, value in values.items()}
-        about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
-        found.append(about | {"summary": values, "kept": kept})
-    return found
 
 
 # ---------------------------------------------------------------- output
@@ -285,17 +223,23 @@ def main(args: argparse.Namespace) -> None:
     check(args, models)
     teacher_path = args.teacher_model_name_or_path
     prompted = models | ({"teacher": teacher_path} if teacher_path else {})
-    prompts = prompts_of(args.prompt, args.prompt_name, prompted)
+    prompts = prompts_of(prompted, prompt=args.prompt, prompt_name=args.prompt_name)
+    of_documents = prompts_of(models, document_prompt=args.document_prompt)
+    of_documents = {name: text for name, given in of_documents.items() for text in given.values()}
     of_teacher = [n for n, path in models.items() if path == teacher_path and prompts[n] == prompts["teacher"]]
     sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
     bitexts = read_all(args.bitext, read_bitext)
     alone = [one.name for one in bitexts if len(one.sources) < 2]
     bitexts = [one for one in bitexts if one.name not in alone]
+    data = Data(sets, bitexts, args.margin, read_all(args.retrieval, lambda spec, name: [read_retrieval(spec, name)]))
     notes = {name: training_notes(name, path, sets, bitexts) for name, path in models.items()}
-    notes = {name: [*size_notes(bitexts, alone), *known] for name, known in notes.items()}
+    notes = {name: [*size_notes(data, alone), *known] for name, known in notes.items()}
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]
-    sentences = [*sources, *(args.sentences or []), *(sentence for bitext in bitexts for sentence in bitext.targets)]
-    sentences += [sentence for one in sets for sentence in (*one.sentence1, *one.sentence2)]
+    sentences = [
+        *(args.sentences or []),
+        *data.sentences,
+        *([] if len(of_documents) == len(models) else data.documents),
+    ]
 
     device = accelerator.device
 
@@ -304,11 +248,18 @@ def main(args: argparse.Namespace) -> None:
             return VectorTable(path)
         return SentenceEncoder.from_pretrained(path, **prompts[name]).on(device)
 
-    def vectors(encoder: SentenceEncoder | VectorTable, name: str, sentences: list[str]) -> dict[str, np.ndarray]:
+    def vectors(encoder: SentenceEncoder | VectorTable, name: str, sentences: list[str]) -> Vectors:
         return embed(encoder, name, sentences, accelerator, args.max_tokens_per_batch)
 
-    def scored_on_all(name: str, vector: dict[str, np.ndarray], encoder) -> tuple[dict, Scores]:
-        entry, found = score(vector, labels.get(encoder.normalize), sets, bitexts, args, device, args.bootstrap_samples)
+    def documents_of(encoder: SentenceEncoder | VectorTable, name: str, vector: Vectors) -> Vectors:
+        if name not in of_documents:
+            return {document: vector[document] for document in data.documents}
+        with encoder.reading(of_documents[name]):
+            return vectors(encoder, f"{name}, documents", data.documents)
+
+    def scored_on_all(name: str, vector: Vectors, documents: Vectors, encoder) -> tuple[dict, Scores]:
+        of_teacher = labels.get(encoder.normalize)
+        entry, found = score(vector, documents, of_teacher, data, device, args.bootstrap_samples, args.seed)
         return {"name": name, "path": models[name], "prompt": encoder.prompt} | entry, found
 
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
@@ -329,12 +280,14 @@ def main(args: argparse.Namespace) -> None:
         try:
             encoder = teacher if name in of_teacher else load(path, name)
             vector = labels[teacher.normalize] if name in of_teacher else vectors(encoder, name, sentences)
+            documents = documents_of(encoder, name, vector)
         except UserError as error:
             entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
             continue
-        entry, compared[name] = scored_on_all(name, vector, encoder)
+        entry, compared[name] = scored_on_all(name, vector, documents, encoder)
         entries.append(entry)
         reads += [f"{name} reads {encoder.reads}"] if encoder.prompt else []
+        reads += [f"{name} reads {behind(of_documents[name])} of documents"] if name in of_documents else []
         if isinstance(encoder, VectorTable) and encoder.differing:
             reads.append(f"{name}: {encoder.differing:,} vectors differ from the first of their sentence, which counts")
         nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
@@ -344,7 +297,8 @@ def main(args: argparse.Namespace) -> None:
     *others, last = compared
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
     if args.truncate_dim or args.precision:
-        entry["cuts"] = score_cuts(entry, vector, compared[last], sets, bitexts, args, device)
+        cuts = cuts_of(vector, args.truncate_dim, args.precision)
+        entry["cuts"] = score_cuts(vector, documents, compared[last], data, cuts, device)
 
     # Scores
     settings = vars(args) | {"device": device.type, "mixed_precision": accelerator.mixed_precision}
@@ -368,10 +322,11 @@ def main(args: argparse.Namespace) -> None:
             rounded = {name: w.half() if w.is_floating_point() else w for name, w in encoder.state_dict().items()}
             encoder.load_state_dict(rounded)
             vector = vectors(encoder, f"{last} in fp16", sentences)
-            exported, scored = scored_on_all(last, vector, encoder)
+            documents = documents_of(encoder, last, vector)
+            exported, scored = scored_on_all(last, vector, documents, encoder)
             exported["compared_with"] = {"fp32": compare(scored, compared[last])}
             if "cuts" in entry:
-                exported["cuts"] = score_cuts(exported, vector, scored, sets, bitexts, args, device)
+                exported["cuts"] = score_cuts(vector, documents, scored, data, cuts, device)
         if accelerator.is_main_process:
             exported = defined(exported) | {"path": public(models[last])}
             about |= {"settings": public_settings(settings), "notes": notes[last]}

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from distill.encoder.sentence_encoder import set_matmul_precision
-from distill.scoring.bitext import nearest_neighbours
+from distill.scoring.search import nearest_neighbours
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.evaluation import TranslationEva
 
 from distill.command import UserError
 from distill.pairs.pairs_folder import load_pairs
-from distill.scoring.bitext import nearest_neighbours, negative_mse, read_bitext, translation_accuracy, translation_hits
+from distill.scoring.bitext import negative_mse, read_bitext, translation_accuracy, translation_hits
+from distill.scoring.search import nearest_neighbours
 
 
 def test_translation_accuracy_by_hand():
@@ -98,7 +99,7 @@ def test_memory_is_that_of_the_blocks():
     program = """
 import resource
 import numpy as np
-from distill.scoring.bitext import nearest_neighbours
+from distill.scoring.search import nearest_neighbours
 source, target = np.random.default_rng(0).normal(size=(2, 16_000, 4)).astype(np.float32)
 nearest_neighbours(source[:10], target[:10])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

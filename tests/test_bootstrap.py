@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill.scoring.bootstrap import interval, paired_test, resampled_correlations, resampled_means, row_counts
+from distill.scoring.bootstrap import (
+    Score,
+    interval,
+    mean,
+    paired_test,
+    resampled_correlations,
+    resampled_means,
+    row_counts,
+)
+from distill.scoring.report import p_value
 
 
 def rows_of(rows: int, samples: int, seed) -> list[np.ndarray]:
@@ -66,10 +75,33 @@ def test_interval_holds_95_percent():
 def test_paired_test_by_hand():
     # 2 of 9 resamples are on the other side of 0, and the whole set is counted among them: 2 * 3 / 10.
     difference = np.array([-0.2, -0.1, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4])
-    assert paired_test(0.1, difference)["p_value"] == pytest.approx(0.6)
-    assert paired_test(-0.1, -difference)["p_value"] == pytest.approx(0.6)
-    assert paired_test(0.1, np.full(999, 0.1))["p_value"] == pytest.approx(2 / 1000)
-    assert paired_test(0.0, np.zeros(999)) == {"difference": 0.0, "ci": [0, 0], "p_value": 1.0}
+    old, new = (Score(value, resamples) for value, resamples in ((0.5, np.full(9, 0.5)), (0.6, 0.5 + difference)))
+    assert paired_test(new, old)["p_value"] == pytest.approx(0.6) and p_value(paired_test(new, old)) == "0.600"
+    assert paired_test(old, new)["p_value"] == pytest.approx(0.6)
+    assert paired_test(old, new)["difference"] == pytest.approx(-0.1)
+    same = Score(0.5, np.full(999, 0.5))
+    assert paired_test(same, same) == {"difference": 0.0, "ci": [0, 0], "p_value": 1.0, "least_p": 0.002}
+
+
+@pytest.mark.parametrize("samples, least", [(999, "< 0.002"), (1000, "< 0.002"), (99, "< 0.02"), (800, "< 0.003")])
+def test_a_p_value_is_no_number_where_more_resamples_would_show_less(samples, least):
+    test = paired_test(Score(0.6, np.full(samples, 0.6)), Score(0.5, np.full(samples, 0.5)))
+    assert test["p_value"] == test["least_p"] == pytest.approx(2 / (samples + 1)) and p_value(test) == least
+
+
+def test_intervals_of_nothing_but_hits():
+    """As scipy has it: of 50 hits in 50 the share is at least 92.9%; where rows differ the bootstrap says it."""
+    from scipy.stats import binomtest
+
+    exact = binomtest(50, 50).proportion_ci(method="exact")
+    hits, misses = Score(1.0, np.ones(20), trials=50), Score(0.0, np.zeros(20), trials=50)
+    assert hits.interval == pytest.approx([exact.low, exact.high]) and exact.high == 1
+    assert misses.interval == pytest.approx([0, 1 - exact.low])
+    assert paired_test(hits, hits)["ci"] == pytest.approx([exact.low - 1, 1 - exact.low])
+    assert paired_test(hits, misses)["ci"] == pytest.approx([exact.low, 1])
+    assert mean([hits, Score(1.0, np.ones(20), trials=10)]).interval == hits.interval
+    assert Score(0.5, np.linspace(0, 1, 41), trials=50).interval == pytest.approx([0.025, 0.975])
+    assert interval(np.ones(20)) == [1, 1], "a correlation"
 
 
 def test_a_difference_that_is_chance_is_rarely_significant():
@@ -81,5 +113,6 @@ def test_a_difference_that_is_chance_is_rarely_significant():
         both = gold + random.normal(size=(2, 80))
         values = [stats.spearmanr(one, gold).statistic for one in both]
         resamples = resampled_correlations(both, gold, 200, seed=trial)[0]
-        significant += paired_test(values[0] - values[1], resamples[0] - resamples[1])["p_value"] < 0.05
+        scores = (Score(*both) for both in zip(values, resamples, strict=True))
+        significant += paired_test(*scores)["p_value"] < 0.05
     assert 4 <= significant <= 30

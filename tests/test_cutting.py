@@ -12,7 +12,7 @@ import build_student
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.pairs.pairs_folder import load_pairs
-from distill.scoring import report
+from distill.scoring import pictures
 from distill.scoring.cutting import bytes_of, cut
 from eval_sts import build_parser, main
 
@@ -40,9 +40,9 @@ def test_binary_vectors_are_those_of_sentence_transformers():
 
 def test_the_picture_names_bytes_as_numbers(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(report.plt, "close", figures.append)
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
     cuts = [{"precision": "fp32", "bytes": size, "summary": {"within": 0.5}} for size in (64, 128, 256)]
-    report.draw_cuts(tmp_path / "cuts.png", {"summary": {"within": {}}, "cuts": cuts})
+    pictures.draw_cuts(tmp_path / "cuts.png", {"summary": {"within": {}}, "cuts": cuts})
     labels = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
     assert {"64", "128", "256"} <= set(labels) and all(label.isdigit() for label in labels)
 
@@ -55,7 +55,7 @@ def test_all_dimensions_in_int8_score_as_the_whole_and_fewer_less(tmp_path, stud
     asked = [(dimensions, kind) for dimensions in (32, 16, 8) for kind in kinds]
     assert [(one["dimensions"], one["precision"]) for one in entry["cuts"]] == asked
     whole, int8, *_ = entry["cuts"]
-    assert whole["kept"] == {"within": 1, "across": 1}
+    assert whole["kept"] == {"en": 1, "within": 1, "across": 1}
     assert whole["summary"]["within"] == entry["summary"]["within"]["value"]
     assert int8["kept"]["within"] == pytest.approx(1, abs=0.01) and int8["kept"]["within"] != 1
     assert entry["cuts"][-1]["summary"]["within"] < whole["summary"]["within"]
@@ -68,7 +68,7 @@ def test_all_dimensions_in_int8_score_as_the_whole_and_fewer_less(tmp_path, stud
 
 def test_more_dimensions_than_there_are(tmp_path, student):
     command = ["--model_name_or_path", f"x={student}", "--sts", STS, "--output_dir", str(tmp_path / "scores")]
-    with pytest.raises(UserError, match="--truncate_dim 64: x has 32 dimensions: give fewer"):
+    with pytest.raises(UserError, match="--truncate_dim 64: a vector has 32 dimensions: give fewer"):
         main(build_parser().parse_args([*command, "--truncate_dim", "64"]))
     assert not (tmp_path / "scores").exists()
 

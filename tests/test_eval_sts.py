@@ -280,7 +280,8 @@ def test_sets_of_several_specs_and_cross_lingual_by_themselves(tmp_path, model, 
     entry = json.loads((tmp_path / "scores/scores.json").read_text())["models"][0]
     assert list(entry["sts"]) == ["en", "en-it", "it-en", "it", "sts17/en-de", "sts17/es"]
     assert list(entry["bitext"]) == ["x/en-it", "y/en-it"]
-    assert list(entry["summary"]) == ["within", "across", "sts17/across", "sts17/within", "x/accuracy", "y/accuracy"]
+    names = ["en", "within", "across", "sts17/within", "sts17/across"]
+    assert list(entry["summary"]) == [*names, "x/accuracy", "x/mixed", "y/accuracy", "y/mixed"]
     assert entry["sts"]["sts17/en-de"]["spearman_cosine"] == entry["sts"]["en"]["spearman_cosine"]
     assert "\nsts17/en-de " in capsys.readouterr().out
 
@@ -410,7 +411,7 @@ ELSEWHERE = {"model_name_or_path": ["{tmp}/no-weights"], "bitext": [str(SAMPLES 
         ({"model_name_or_path": ["{tmp}/no-weights"]}, "no-weights cannot be loaded as a model"),
         ({"model_name_or_path": ["{tmp}/of-another"]}, "of-another: its tokenizer has 2,374 tokens, its model embedd"),
         ({"model_name_or_path": ["a={tmp}/nowhere", "a={tmp}/empty"]}, "two models are called a"),
-        ({"sts": [], "bitext": []}, "nothing to score on: give --sts, --bitext or both"),
+        ({"sts": [], "bitext": []}, "nothing to score on: give --sts, --bitext or --retrieval, or several"),
         ({"sts": ["{tmp}/nowhere-{en,it}.csv"]}, "nowhere-en.csv does not exist"),
         ({"sts": [STS, STS]}, "both have en: name one, as in x="),
         ({"score_range": [5.0, 0.0]}, "--score_range takes the lowest score, then the highest"),

@@ -24,6 +24,7 @@ from distill.mining.margins import best_margins, mined_pairs, one_to_one
 from distill.mining.text import FAULTS, Rules, files_by_language, write_sentences
 from distill.pairs.pairs_folder import load_pairs
 from distill.ranks import known
+from distill.scoring import search
 
 PLANTED = 40
 
@@ -241,7 +242,7 @@ def test_another_threshold_encodes_nothing_and_searches_nothing(tmp_path, text, 
     given = ["--cache_dir", f"{tmp_path}/cache", *options(text, teacher, tmp_path / "mined", "en,mi")]
     mine(*given)
     monkeypatch.setattr(SentenceEncoder, "from_pretrained", None)
-    monkeypatch.setattr(neighbours, "cosine_blocks", None)
+    monkeypatch.setattr(search, "cosine_blocks", None)
     mine(*given[:-2], "--number_of_pairs", "7")
     rows = pq.read_table(tmp_path / "mined/pairs.parquet").to_pylist()
     assert len(rows) == 7 and all(row["source"][:-1] == row["target"][:-1] for row in rows)

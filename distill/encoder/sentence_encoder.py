@@ -1,5 +1,7 @@
 """The sentence encoder: a transformer with pooling, from and to sentence-transformers folders."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,16 @@ class SentenceEncoder(nn.Module):
     def reads(self) -> str:
         """What it reads of a sentence, for people."""
         return behind(self.prompt)
+
+    @contextmanager
+    def reading(self, prompt: str) -> Iterator[None]:
+        """Within it every sentence stands behind another prompt."""
+        before = self.prompts, self.default_prompt_name
+        self.prompts, self.default_prompt_name = {"other": prompt}, "other"
+        try:
+            yield
+        finally:
+            self.prompts, self.default_prompt_name = before
 
     @property
     def not_pooled(self) -> int:

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from distill.command import UserError
 from distill.pairs.pairs_folder import evenly_spaced
 from distill.ranks import check_signal
-from distill.scoring.bitext import cosine_blocks
 from distill.scoring.metrics import unit
+from distill.scoring.search import k_nearest
 from distill.training.cache import fill, fill_by_first, mapped
 
 CHUNK = 4096  # sentences that a rank encodes, or adds to an index, at a time
@@ -49,22 +49,6 @@ def write_vectors(
 
     fill(folder, count, vectors, accelerator, "vectors", CHUNK)
     return mapped(folder / "vectors.bin", VECTORS).reshape(count, -1)
-
-
-def k_nearest(
-    queries: np.ndarray, answers: np.ndarray, k: int, device: torch.device, block: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest cosines of each query with the answers, falling, and the answers' rows: (n, k) each. Blockwise."""
-    nearest = torch.full((len(queries), k), -torch.inf, device=device)
-    found = torch.zeros((len(queries), k), dtype=torch.long, device=device)
-    for here, there, cosines in cosine_blocks(queries, answers, device, block):
-        check_signal()
-        best = cosines.topk(min(k, cosines.shape[1]), dim=1)
-        values = torch.cat([nearest[here], best.values], dim=1)
-        rows = torch.cat([found[here], best.indices + there.start], dim=1)
-        nearest[here], order = values.topk(k, dim=1)
-        found[here] = rows.gather(1, order)
-    return nearest.cpu().numpy(), found.cpu().numpy()
 
 
 def is_exact(index: str, queries: int, answers: int, device: torch.device) -> bool:

@@ -20,9 +20,16 @@ class Score(NamedTuple):
 
     value: float
     resamples: np.ndarray  # (samples,)
+    trials: int = 0  # of a mean of bounded numbers: how many independent ones; 0 for a correlation
+    lowest: float = 0.0  # that such a number can be; the highest is 1
+
+    @property
+    def interval(self) -> list[float] | None:
+        """95%, as `interval` has it."""
+        return interval(self.resamples, self.trials, self.lowest)
 
 
-Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext' and 'summary', then by name
+Scores = dict[str, dict[str, Score]]  # of a model: 'sts', 'bitext', 'mixed', 'retrieval' and 'summary', then by name
 
 
 def row_counts(rows: int, samples: int, seed) -> Iterator[np.ndarray]:
@@ -104,46 +111,81 @@ def resampled_means(tables: list[np.ndarray], clusters: list[np.ndarray], sample
     return [np.concatenate(means, axis=1) for means in zip(*blocks, strict=True)]
 
 
-def interval(resamples: np.ndarray) -> list[float] | None:
-    """95% of the resampled scores lie in it (percentile bootstrap). Undefined ones are left out; None if all are."""
-    defined = resamples[~np.isnan(resamples)]
-    return np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else None
+def interval(resamples: np.ndarray, trials: int = 0, lowest: float = 0.0) -> list[float] | None:
+    """95% of the resampled scores lie in it (percentile bootstrap). Undefined ones are left out; None if all are.
 
-
-def paired_test(difference: float, resamples: np.ndarray) -> dict:
-    """A difference of two models' scores with its 95% interval, and how likely chance alone gives one as large.
-
-    `resamples`: the difference in each resample. The two-sided p-value is twice the share of resamples on the other
-    side of zero, that of the whole set counted among them, so it is never 0 (Davison & Hinkley 1997, ch. 4).
+    Where every one of `trials` independent numbers between `lowest` and 1 is the same, as in 1,000 hits of 1,000, all
+    resamples are equal too. The interval is then that of Clopper & Pearson 1934 for a share of 0 of n, up to
+    1 - 0.025^(1 / n).
     """
     defined = resamples[~np.isnan(resamples)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [0.025, 0.975]).tolist()
+    bound = 1 - 0.025 ** (1 / trials) if trials and low == high else 0.0
+    return [max(lowest, low - bound), min(1.0, high + bound)] if bound else [low, high]
+
+
+def paired_test(new: Score, old: Score) -> dict:
+    """The difference of two models' scores with its 95% interval, and how likely chance alone gives one as large.
+
+    The two-sided p-value is twice the share of resamples on the other side of zero, that of the whole set counted among
+    them, so it is never 0 (Davison & Hinkley 1997, ch. 4); `least_p` is the lowest that so many can show.
+    """
+    resamples = new.resamples - old.resamples
+    defined = resamples[~np.isnan(resamples)]
     other_side = min((defined <= 0).sum(), (defined >= 0).sum())
-    p_value = min(1.0, 2 * (other_side + 1) / (len(defined) + 1))
-    return {"difference": difference, "ci": interval(resamples), "p_value": float(p_value)}
-
-
-def means(sets: list[StsSet], sts: dict[str, Score], bitext: dict[str, Score]) -> dict[str, Score]:
-    """The mean Spearman within and across languages and the mean accuracy, of all that have the same NAME."""
-    groups = {}
-    for one in sets:
-        kind = "within" if one.languages[0] == one.languages[1] else "across"
-        groups.setdefault(one.name.rpartition("/")[0] + "/" + kind, []).append(sts[one.name])
-    for name, score in bitext.items():
-        groups.setdefault(name.rpartition("/")[0] + "/accuracy", []).append(score)
     return {
-        name.removeprefix("/"): Score(
-            np.mean([score.value for score in scores]), np.mean([score.resamples for score in scores], axis=0)
-        )
-        for name, scores in groups.items()
+        "difference": new.value - old.value,
+        "ci": interval(resamples, new.trials, lowest=-1.0),
+        "p_value": float(min(1.0, 2 * (other_side + 1) / (len(defined) + 1))),
+        "least_p": min(1.0, 2 / (len(defined) + 1)),
     }
+
+
+def means(sets: list[StsSet], scores: Scores) -> dict[str, tuple[str, list[str], Score]]:
+    """The means over all that have the same NAME, each with the task and the names of what it is the mean of.
+
+    Spearman in the source language (`en`: the first language that a spec names), within and across languages, and from
+    or to the source (`en-xx`), which are left out where they are all that is within, or across; the accuracies of
+    bitexts, and in one pool of all languages (`mixed`); nDCG@10 of retrieval.
+    """
+    groups, source = {}, {}
+    for one in sets:
+        prefix, (first, second) = one.name.rpartition("/")[0], one.languages
+        of_source = source.setdefault(prefix, first)
+        kinds = groups.setdefault(prefix, {of_source: [], "within": [], "across": [], f"{of_source}-xx": []})
+        kinds["within" if first == second else "across"].append(one.name)
+        if of_source in one.languages:
+            kinds[of_source if first == second else f"{of_source}-xx"].append(one.name)
+    for prefix, kinds in groups.items():
+        for kind, whole in ((source[prefix], "within"), (f"{source[prefix]}-xx", "across")):
+            if kinds[kind] == kinds[whole]:
+                del kinds[kind]
+    for task, kind in (("bitext", "accuracy"), ("mixed", "mixed")):
+        for name in scores[task]:
+            groups.setdefault(name.rpartition("/")[0], {}).setdefault(kind, []).append(name)
+    if scores["retrieval"]:
+        groups.setdefault("", {})["retrieval"] = [*scores["retrieval"]]
+    task_of = {"accuracy": "bitext", "mixed": "mixed", "retrieval": "retrieval"}
+    found = {}
+    for prefix, kinds in groups.items():
+        for kind, names in kinds.items():
+            task = task_of.get(kind, "sts")
+            if names:
+                found[f"{prefix}/{kind}".removeprefix("/")] = task, names, mean([scores[task][name] for name in names])
+    return found
+
+
+def mean(scores: list[Score]) -> Score:
+    """The mean of scores that were resampled together; it has as many trials as the one that has most."""
+    trials = max(score.trials for score in scores)
+    return Score(np.mean([score.value for score in scores]), np.mean([one.resamples for one in scores], axis=0), trials)
 
 
 def compare(new: Scores, old: Scores) -> dict:
     """The paired bootstrap test of every score that two models have."""
     return {
-        kind: {
-            name: paired_test(score.value - old[kind][name].value, score.resamples - old[kind][name].resamples)
-            for name, score in scores.items()
-        }
+        kind: {name: paired_test(score, old[kind][name]) for name, score in scores.items()}
         for kind, scores in new.items()
     }

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from distill.command import UserError
+
 BITS = {"fp32": 32, "int8": 8, "binary": 1}  # of a number
 
 
@@ -24,6 +26,12 @@ def bytes_of(dimensions: int, precision: str) -> int:
     return -(-dimensions * BITS[precision] // 8)
 
 
-def cuts_of(width: int, dimensions: list[int], precisions: list[str]) -> list[tuple[int, str]]:
-    """The whole vector's (dimensions, precision), and every one asked for: fewer dimensions, fewer bits, both."""
+def cuts_of(vector: dict[str, np.ndarray], dimensions: list[int], precisions: list[str]) -> list[tuple[int, str]]:
+    """The whole vector's (dimensions, precision), and every one asked for: fewer dimensions, fewer bits, both.
+
+    UserError where the vectors have not more dimensions than are asked for.
+    """
+    width = len(next(iter(vector.values())))
+    if max(dimensions, default=0) >= width:
+        raise UserError(f"--truncate_dim {max(dimensions)}: a vector has {width} dimensions: give fewer")
     return [(d, p) for d in (width, *dimensions) for p in ("fp32", *precisions)]

@@ -1,21 +1,15 @@
-"""Scores for people: tables for the terminal, Markdown and CSV, heatmaps. All values x 100."""
+"""Scores for people: tables for the terminal, Markdown and CSV. All values x 100."""
 
 import csv
-import itertools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from tabulate import tabulate
 
-from distill.scoring.bitext import Bitext
+from distill.scoring.scores import Data
 from distill.scoring.sts import StsSet
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 
 WIDTH = 80  # columns of a terminal
 BITEXT_COLUMNS = {
@@ -135,11 +129,24 @@ def difference_tables(entry: dict, other: str, sets: list[StsSet]) -> list[Table
     ]
 
 
+def size(mean: dict) -> str:
+    """Of how many sets a mean is, and of how much in each: '5 x 1379', '3 x 103-1000'."""
+    counts = sorted(set(mean["n"]))
+    return f"{len(mean['n'])} x {'-'.join(map(str, counts[:: max(1, len(counts) - 1)]))}"
+
+
+def sizes(entry: dict) -> list[str]:
+    """The first row of a table of means: the size of each."""
+    return ["sets x n", *map(size, entry["summary"].values())]
+
+
 def summary_table(entries: list[dict]) -> Table:
     """A model in one line: its means with 95% intervals."""
-    names = list(entries[0]["summary"])
-    rows = [[entry["name"], *(with_interval(**entry["summary"][name]) for name in names)] for entry in entries]
-    return Table(["mean", *names], rows)
+    rows = [
+        [entry["name"], *(with_interval(mean["value"], mean["ci"]) for mean in entry["summary"].values())]
+        for entry in entries
+    ]
+    return Table(["mean", *entries[0]["summary"]], [sizes(entries[0]), *rows])
 
 
 def gain_table(entry: dict) -> Table:
@@ -148,8 +155,16 @@ def gain_table(entry: dict) -> Table:
     for other, compared in entry["compared_with"].items():
         for name, test in compared["summary"].items():
             gain = with_interval(test["difference"], test["ci"], "+")
-            rows.append([f"{name} on {other}", gain, f"{test['p_value']:.3f}"])
-    return Table([f"gain of {entry['name']}", "95% interval", "p"], rows)
+            rows.append([f"{name} on {other}", size(entry["summary"][name]), gain, p_value(test)])
+    return Table([f"gain of {entry['name']}", "sets x n", "95% interval", "p"], rows)
+
+
+def p_value(test: dict) -> str:
+    """'0.034'; '< 0.002' where so many resamples cannot show less."""
+    if test["p_value"] > test["least_p"]:
+        return f"{test['p_value']:.3f}"
+    digits = -math.floor(math.log10(test["least_p"]))
+    return f"< {math.ceil(test['least_p'] * 10**digits) / 10**digits:.{digits}f}"
 
 
 def bitext_table(entries: list[dict]) -> Table:
@@ -166,31 +181,37 @@ def bitext_table(entries: list[dict]) -> Table:
     return Table(["", "n", *(BITEXT_COLUMNS[key] for key in columns)], rows)
 
 
+def mixed_table(entries: list[dict]) -> Table:
+    """Retrieval in one pool of all languages, x 100, a row for each pool and model; n: sentences of the pool."""
+    keys = ["accuracy@1", "mrr@10", "ndcg@10", "language_bias"]
+    rows = [
+        [f"{name} {entry['name']}", str(scores["n"]), *(number(scores[key]) for key in keys)]
+        for name in entries[0]["mixed"]
+        for entry in entries
+        for scores in [entry["mixed"][name]]
+    ]
+    return Table(["", "n", "accuracy@1", "MRR@10", "nDCG@10", "language bias"], rows)
+
+
+def retrieval_table(entries: list[dict]) -> Table:
+    """Retrieval from files, x 100, a row for each set and model; n: queries."""
+    keys = ["ndcg@10", "mrr@10", "accuracy@1", "recall@100"]
+    rows = [
+        [f"{name} {entry['name']}", str(scores["n"]), str(scores["documents"]), *(number(scores[key]) for key in keys)]
+        for name in entries[0]["retrieval"]
+        for entry in entries
+        for scores in [entry["retrieval"][name]]
+    ]
+    return Table(["", "n", "documents", "nDCG@10", "MRR@10", "accuracy@1", "recall@100"], rows)
+
+
 def cuts_table(entry: dict) -> Table:
     """What is left of a model's means where less of its vectors is kept, x 100 and in per cent of the whole ones'."""
-    names, rows = [*entry["summary"]], []
+    names, rows = [*entry["summary"]], [[sizes(entry)[0], "", *sizes(entry)[1:]]]
     for one in entry["cuts"]:
         cells = [f"{number(one['summary'][name])} ({number(one['kept'][name])}%)" for name in names]
         rows.append([f"{one['dimensions']} in {one['precision']}", str(one["bytes"]), *cells])
     return Table([f"{entry['name']} cut to", "bytes", *names], rows)
-
-
-def draw_cuts(path: Path, entry: dict) -> None:
-    """The means x 100 over the bytes of a vector: a panel for each mean, a line for each precision."""
-    names = [*entry["summary"]]
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.5), squeeze=False, layout="constrained")
-    for panel, name in zip(axes.flat, names, strict=True):
-        for precision in dict.fromkeys(one["precision"] for one in entry["cuts"]):
-            cuts = sorted((one for one in entry["cuts"] if one["precision"] == precision), key=lambda one: one["bytes"])
-            values = [percent(one["summary"][name]) for one in cuts]
-            panel.plot([one["bytes"] for one in cuts], values, marker="o", label=precision)
-        panel.set(title=name, xlabel="bytes of a vector", ylabel="score x 100")
-        panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.grid(alpha=0.3)
-    axes[0, 0].legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def detail_table(entry: dict) -> Table:
@@ -231,10 +252,10 @@ def terminal(table: Table, width: int = WIDTH) -> str:
 def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> None:
     """Each model's sets, what the last model gained on the one before, the means, what was gained in them, notes."""
     last = entries[-1]
-    tables = [bitext_table(entries)] if last["bitext"] else []
+    tables = retrieval_tables(entries)
     if sets:
-        sizes = sorted({scores["n"] for scores in last["sts"].values()})
-        pairs = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        counts = sorted({scores["n"] for scores in last["sts"].values()})
+        pairs = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         print(f"\nSTS, {pairs} pairs: Spearman x 100 of cosine similarity")
         print("row: language of sentence1, column: language of sentence2")
         differences = difference_tables(last, entries[-2]["name"], sets) if len(entries) > 1 else []
@@ -245,7 +266,13 @@ def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> N
     if "cuts" in last:
         tables.append(cuts_table(last))
     print("".join(f"\n{terminal(table)}\n" for table in tables), end="")
-    print("\n".join([*LEGEND[: len(entries)], *notes]))
+    print("\n".join([*LEGEND[: len(entries)], *legend_of(last), *notes]))
+
+
+def retrieval_tables(entries: list[dict]) -> list[Table]:
+    """Those of all that is found by a search, as far as there is any: translations, in one pool, in documents."""
+    tables = {"bitext": bitext_table, "mixed": mixed_table, "retrieval": retrieval_table}
+    return [table(entries) for task, table in tables.items() if entries[0][task]]
 
 
 LEGEND = [
@@ -254,16 +281,36 @@ LEGEND = [
 ]
 
 
-def size_notes(bitexts: list[Bitext], alone: list[str]) -> list[str]:
-    """What a mean accuracy does not show: languages of one pair, which are left out, and of few beside many."""
-    notes, sizes = [], {}
+def legend_of(entry: dict) -> list[str]:
+    """What the names of a model's means say, as far as it has them."""
+    names = {name.rpartition("/")[2] for name in entry["summary"]}
+    of_source = next((name for name in names if name.endswith("-xx")), "")
+    source = of_source.removesuffix("-xx")
+    meanings = {
+        "within": f"within: STS in one language{f', {source} among them' if source else ''}; across: in two",
+        of_source: f"{of_source}: from or to {source}",
+        "accuracy": "accuracy: a translation is nearest of all in its language",
+        "mixed": "mixed: a translation is nearest of all languages",
+        "retrieval": "retrieval: nDCG@10",
+    }
+    bias = "language bias: neighbours in the query's own language, above chance"
+    return [meaning for name, meaning in meanings.items() if name in names] + [bias] * ("mixed" in names)
+
+
+def size_notes(data: Data, alone: list[str]) -> list[str]:
+    """What a mean does not show: sets of few beside sets of many, and what is left out."""
+    notes, counts = [], {}
     if alone:
         notes.append(f"left out, since one pair is no retrieval: {', '.join(alone)}")
-    for one in bitexts:
-        sizes.setdefault(f"{one.name.rpartition('/')[0]} accuracy".strip(), []).append(len(one.sources))
-    for mean, counts in sizes.items():
-        if 2 * min(counts) < max(counts):
-            notes.append(f"{mean}: the mean of sets of {min(counts)} to {max(counts)} pairs, which count the same")
+    for one in data.bitexts:
+        counts.setdefault(f"{one.name.rpartition('/')[0]} accuracy".strip(), []).append(len(one.sources))
+    for mean, pairs in counts.items():
+        if min(pairs) < max(pairs):
+            spread = f"{min(pairs)} to {max(pairs)} pairs"
+            notes.append(f"{mean}: the mean of sets of {spread}, which count the same")
+    for one in data.retrievals:
+        if one.left_out:
+            notes.append(f"{one.name}: {one.left_out} queries, to which nothing is relevant, are left out")
     return notes
 
 
@@ -280,7 +327,7 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
         blocks += [f"## What {last['name']} gained", markdown(gain_table(last))]
     if "cuts" in last:
         blocks += [f"## What is left of {last['name']}", markdown(cuts_table(last))]
-    blocks.append("\n".join(f"    {line}" for line in [*LEGEND, *scores["notes"]]))
+    blocks.append("\n".join(f"    {line}" for line in [*LEGEND, *legend_of(last), *scores["notes"]]))
     if sets:
         blocks += [
             "## Semantic textual similarity",
@@ -291,8 +338,10 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
             blocks += map(markdown, difference_tables(last, entry["name"], sets))
         blocks.append("## Every set")
         blocks += map(markdown, map(detail_table, entries))
-    if last["bitext"]:
-        blocks += ["## Translation accuracy", markdown(bitext_table(entries))]
+    titles = {"bitext": "Translation accuracy", "mixed": "All languages in one pool", "retrieval": "Retrieval"}
+    titles = [title for task, title in titles.items() if last[task]]
+    for title, table in zip(titles, retrieval_tables(entries), strict=True):
+        blocks += [f"## {title}", markdown(table)]
     versions = ", ".join(f"{name} {version}" for name, version in scores["versions"].items())
     path.write_text("\n\n".join([*blocks, f"Made with {versions}."]) + "\n", encoding="utf-8")
 
@@ -303,48 +352,9 @@ def write_csv(path: Path, entries: list[dict]) -> None:
         writer = csv.writer(file)
         writer.writerow(["model", "task", "set", "metric", "value", "ci_low", "ci_high", "n"])
         for entry in entries:
-            for task in ("sts", "bitext"):
+            for task in ("sts", "bitext", "mixed", "retrieval"):
                 for name, scores in entry[task].items():
                     for metric, value in scores.items():
-                        if metric != "n" and not metric.endswith("_ci"):
+                        if metric not in ("n", "documents") and not metric.endswith("_ci"):
                             low, high = scores.get(f"{metric}_ci") or (None, None)
                             writer.writerow([entry["name"], task, name, metric, value, low, high, scores["n"]])
-
-
-def draw_heatmaps(path: Path, sets: list[StsSet], columns: dict[str, dict[str, float]], marks: dict | None) -> None:
-    """Values x 100 by the languages of both sentences, by title and set: a column for each title, a row for each grid.
-
-    With `marks`, of the same shape, which stand after them, as differences.
-    """
-    panels, known = grids(sets), [v for values in columns.values() for v in values.values() if not np.isnan(v)]
-    sizes = [0.9 + 0.45 * max(len(grid.languages), 4) for grid in panels]
-    shape, inches = (len(panels), len(columns)), (max(sizes) * len(columns) + 1, sum(sizes) + 0.4)
-    figure, axes = plt.subplots(*shape, figsize=inches, height_ratios=sizes, squeeze=False, layout="constrained")
-    most = max([1, *map(abs, known)])
-    low, high, colours, form = (min([0, *known]), 100, "viridis", ".0f") if not marks else (-most, most, "RdBu", "+.0f")
-    cells = itertools.product(panels, columns.items())
-    for panel, (grid, (title, values)) in zip(axes.flat, cells, strict=True):
-        image = panel.imshow(grid.matrix(values), vmin=low, vmax=high, cmap=colours)
-        panel.set_xticks(range(len(grid.languages)), grid.languages)
-        panel.set_yticks(range(len(grid.languages)), grid.languages)
-        panel.set(title=f"{grid.title} {title}".strip(), xlabel="sentence2", ylabel="sentence1")
-        for (one, other), name in grid.names.items():
-            red, green, blue, _ = image.cmap(image.norm(values[name]))
-            colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
-            mark = marks[title][name] if marks else ""
-            text = "-" if np.isnan(values[name]) else f"{round(values[name]) + 0.0:{form}}{mark}"  # no -0
-            place = grid.languages.index(other), grid.languages.index(one)
-            panel.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="difference x 100 (* p < 0.05)" if marks else "Spearman x 100")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_scores(folder: Path, entries: list[dict], sets: list[StsSet]) -> None:
-    """heatmaps.png of all models, and gains.png of what the last gained on each other."""
-    draw_heatmaps(folder / "heatmaps.png", sets, {entry["name"]: spearman(entry) for entry in entries}, None)
-    if compared := entries[-1].get("compared_with"):
-        tests = {f"{entries[-1]['name']} minus {other}": scores["sts"] for other, scores in compared.items()}
-        gains = {title: {name: percent(test["difference"]) for name, test in of.items()} for title, of in tests.items()}
-        marks = {title: {name: "*" * significant(test) for name, test in of.items()} for title, of in tests.items()}
-        draw_heatmaps(folder / "gains.png", sets, gains, marks)
