@@ -40,6 +40,7 @@ from distill.scoring.export import (
     training_of,
 )
 from distill.scoring.metrics import cosine, defined, unit
+from distill.scoring.mteb_results import sets_of_tasks, write_mteb_results
 from distill.scoring.pictures import draw_cuts, draw_scores
 from distill.scoring.report import print_scores, size_notes, write_csv, write_report
 from distill.scoring.retrieval import read_retrieval
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument("--output_dir", required=True, help="folder for the scores, replaced when whole")
     out.add_argument("--export_dir", help="folder to export the last model to, replaced when whole")
     out.add_argument("--export_dtype", choices=DTYPES, default="fp32", help="of its weights; fp16 is scored again")
+    out.add_argument("--mteb_results", metavar="DIR", help="write what MTEB has too, of the last model, as it does")
     out.add_argument("--push_to_hub", metavar="ID", help="upload the export to this repository")
     # fmt: on
     return parser
@@ -232,6 +234,8 @@ def main(args: argparse.Namespace) -> None:
     alone = [one.name for one in bitexts if len(one.sources) < 2]
     bitexts = [one for one in bitexts if one.name not in alone]
     data = Data(sets, bitexts, args.margin, read_all(args.retrieval, lambda spec, name: [read_retrieval(spec, name)]))
+    if args.mteb_results:
+        list(sets_of_tasks(data))  # which names a mistake before hours of scoring
     notes = {name: training_notes(name, path, sets, bitexts) for name, path in models.items()}
     notes = {name: [*size_notes(data, alone), *known] for name, known in notes.items()}
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]
@@ -260,7 +264,9 @@ def main(args: argparse.Namespace) -> None:
     def scored_on_all(name: str, vector: Vectors, documents: Vectors, encoder) -> tuple[dict, Scores]:
         of_teacher = labels.get(encoder.normalize)
         entry, found = score(vector, documents, of_teacher, data, device, args.bootstrap_samples, args.seed)
-        return {"name": name, "path": models[name], "prompt": encoder.prompt} | entry, found
+        about = {"name": name, "path": models[name], "prompt": encoder.prompt}
+        about |= {"document_prompt": of_documents[name]} if name in of_documents else {}
+        return about | entry, found
 
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
     labels = {}
@@ -311,6 +317,10 @@ def main(args: argparse.Namespace) -> None:
         print_scores([entry for entry in scores["models"] if "error" not in entry], sets, about["notes"])
         if args.sentences:
             print_nearness(args.sentences, nearness)
+        if args.mteb_results and "error" not in entries[-1]:
+            model = args.push_to_hub or f"local/{last}"
+            tasks = write_mteb_results(args.mteb_results, model, entry, data, encoder)
+            print(f"\nMTEB's results: {args.mteb_results} ({', '.join(tasks)})")
         print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, pictures)")
 
     # Export
@@ -330,7 +340,7 @@ def main(args: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             exported = defined(exported) | {"path": public(models[last])}
             about |= {"settings": public_settings(settings), "notes": notes[last]}
-            card = model_card(exported, sets, bitexts, encoder, training_of(models[last]), notes[last])
+            card = model_card(exported, data, encoder, training_of(models[last]), notes[last])
             marker = argparse.Namespace(**public_settings(vars(args)))
             with writing(args.export_dir), replaced_folder(args.export_dir, marker, "an export") as folder:
                 dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]

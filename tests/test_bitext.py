@@ -21,7 +21,7 @@ def test_translation_accuracy_by_hand():
     # Source 0 finds target 0; 1 finds 2 and 2 finds 1 (cosines 0.707, 0.73, 0.707). Target 0 and 1 find source 0.
     expected = {"src2trg_accuracy": 1 / 3, "trg2src_accuracy": 1 / 3, "mean_accuracy": 1 / 3}
     for block in (1, 2, 100):
-        hits = translation_hits(list("abc"), list("xyz"), source, target, block=block)
+        hits = translation_hits(list("abc"), list("xyz"), nearest_neighbours(source, target, block=block))
         assert hits.tolist() == [[True, False, False], [True, False, False]]
         assert translation_accuracy(hits) == pytest.approx(expected)
 
@@ -78,7 +78,7 @@ def test_a_sentence_that_stands_twice_is_found_in_either_place():
     evaluator.store_metrics_in_model_card_data = lambda *_: None
     expected = evaluator(Model())
     for block in (1, 100):
-        hits = translation_hits(sources, targets, source, target, block=block)
+        hits = translation_hits(sources, targets, nearest_neighbours(source, target, block=block))
         assert translation_accuracy(hits) == pytest.approx(expected)
     assert 0 < expected["mean_accuracy"] < 1
 
@@ -90,8 +90,9 @@ def test_one_of_two_translations_is_enough():
     """
     sources, targets = ["one", "two", "two", "three", "drei"], ["uno", "due", "ambedue", "tre", "tre"]
     vectors = np.eye(3)[[0, 1, 1, 2, 2]]
-    assert translation_hits(sources, targets, vectors, vectors).all()
-    assert not translation_hits(list("abcde"), list("vwxyz"), vectors, vectors).all()
+    found = nearest_neighbours(vectors, vectors)
+    assert translation_hits(sources, targets, found).all()
+    assert not translation_hits(list("abcde"), list("vwxyz"), found).all()
 
 
 def test_memory_is_that_of_the_blocks():

@@ -10,7 +10,6 @@ from distill.command import UserError
 from distill.folders import read_json
 from distill.languages import required_tag
 from distill.pairs.pairs_folder import load_pairs
-from distill.scoring.search import nearest_neighbours
 from distill.text_files import read_aligned_lines
 
 
@@ -74,21 +73,17 @@ def _pairs_folder(spec: str) -> tuple[dict[tuple[str, str], tuple[list[str], lis
 # ---------------------------------------------------------------- retrieval
 
 
-def translation_hits(
-    sources: list[str], targets: list[str], source: np.ndarray, target: np.ndarray, **search
-) -> np.ndarray:
+def translation_hits(sources: list[str], targets: list[str], found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Whether each source finds its translation, and each target its source: (2, n) bool.
 
     Every row of the same source or the same target is right: a sentence may occur twice, and have two translations, of
     which only one can be nearest. (sentence-transformers' TranslationEvaluator wants the text that was found to be that
-    of the row, and so the one translation.) source, target: their vectors (n, dimension); `search` goes to
-    `nearest_neighbours`.
+    of the row, and so the one translation.) found: what `nearest_neighbours` gives for their vectors.
     """
     texts = []
     for sentences in (sources, targets):
         first = {}
         texts.append(np.array([first.setdefault(sentence, row) for row, sentence in enumerate(sentences)]))
-    found = nearest_neighbours(source, target, **search)
     return np.stack([np.any([text[rows] == text for text in texts], axis=0) for rows in found])
 
 
@@ -96,6 +91,19 @@ def translation_accuracy(hits: np.ndarray) -> dict[str, float]:
     """Accuracies of `translation_hits`, named as in sentence-transformers."""
     src2trg, trg2src = hits.mean(1).tolist()
     return {"src2trg_accuracy": src2trg, "trg2src_accuracy": trg2src, "mean_accuracy": (src2trg + trg2src) / 2}
+
+
+def translation_f1(found: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """MTEB's score of bitext mining, in both directions: F1 of each row as a class of one member, in the mean.
+
+    A row that c others find has the precision 1 / c where one of them is right, and so F1 is 2 / (1 + c). Rows are
+    right by number: of two that read the same one is wrong. found: what `nearest_neighbours` gives.
+    """
+    scores = {}
+    for name, rows in zip(("src2trg_f1", "trg2src_f1"), found, strict=True):
+        times = np.bincount(rows, minlength=len(rows))
+        scores[name] = float(np.mean((rows == np.arange(len(rows))) * 2 / (1 + times)))
+    return scores
 
 
 def negative_mse(labels: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> float:

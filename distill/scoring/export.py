@@ -14,7 +14,16 @@ from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, read_json, write_json
 from distill.scoring.bitext import Bitext
-from distill.scoring.report import bitext_table, cuts_table, markdown, number, sts_tables, summary_table
+from distill.scoring.report import (
+    cuts_table,
+    legend_of,
+    markdown,
+    number,
+    retrieval_tables,
+    sts_tables,
+    summary_table,
+)
+from distill.scoring.scores import Data
 from distill.scoring.sts import StsSet
 from distill.text_files import expand_languages
 
@@ -67,7 +76,8 @@ def public(spec: str) -> str:
 
 def public_settings(settings: dict) -> dict:
     """The settings of an evaluation, but for those that are about this machine alone, and prompts, said elsewhere."""
-    private = ("output_dir", "export_dir", "command_line", "called_from", "sentences", "prompt", "prompt_name")
+    private = ["output_dir", "export_dir", "mteb_results", "command_line", "called_from", "sentences"]
+    private += ["prompt", "prompt_name", "document_prompt"]
     kept = {name: value for name, value in settings.items() if name not in private}
     for name, value in kept.items():
         if isinstance(value, str):
@@ -144,10 +154,11 @@ def set_title(spec: str) -> str:
     return re.sub(r"[-_.]?\{.*?\}", "", Path(spec.partition(":")[0]).name).split(".")[0] or "unknown"
 
 
-def evaluation_results(entry: dict, sets: list[StsSet], bitexts: list[Bitext]) -> list[EvalResult]:
+def evaluation_results(entry: dict, data: Data) -> list[EvalResult]:
     """The scores as the hub's `model-index`, tasks and metrics named as sentence-transformers does."""
-    tasks = [("semantic-similarity", "Semantic Similarity", "sts", sets, ["spearman_cosine", "pearson_cosine"])]
-    tasks.append(("translation", "Translation", "bitext", bitexts, ["mean_accuracy"]))
+    tasks = [("semantic-similarity", "Semantic Similarity", "sts", data.sets, ["spearman_cosine", "pearson_cosine"])]
+    tasks.append(("translation", "Translation", "bitext", data.bitexts, ["mean_accuracy"]))
+    tasks.append(("information-retrieval", "Information Retrieval", "retrieval", data.retrievals, ["ndcg@10"]))
     results = []
     for task, task_name, kind, scored, metrics in tasks:
         for one, metric in itertools.product(scored, metrics):
@@ -182,26 +193,18 @@ def trained_on(training: dict) -> str:
     return f"{'; '.join(said)}; from {', '.join(training['corpora'])}."
 
 
-def model_card(
-    entry: dict,
-    sets: list[StsSet],
-    bitexts: list[Bitext],
-    encoder: SentenceEncoder,
-    training: dict | None,
-    notes: list[str],
-) -> str:
+def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict | None, notes: list[str]) -> str:
     """README.md of an export: metadata that the hub reads, use, scores, how it was trained."""
-    spoken = [language for one in sets for language in one.languages]
-    spoken += [language for one in bitexts for language in one.languages]
+    spoken = [language for one in (*data.sets, *data.bitexts) for language in one.languages]
     languages = list(dict.fromkeys([*(training["languages"] if training else []), *spoken]))
-    data = ModelCardData(
+    metadata = ModelCardData(
         language=list(dict.fromkeys(language.split("-")[0] for language in languages)),
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction"],
         base_model=hub_id(training["student"]) if training else None,
         model_name=entry["name"],
-        eval_results=evaluation_results(entry, sets, bitexts),
+        eval_results=evaluation_results(entry, data),
     )
     made = f"exported from `{entry['path']}`"
     if training:
@@ -209,27 +212,30 @@ def model_card(
         ranked = "trained to find translations ([Chidambaram et al. 2019]({}1810.12836))"
         made = (taught if training["teachers"] else ranked).format("https://arxiv.org/abs/")
     parts = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{metadata.to_yaml()}\n---",
         f"# {entry['name']}",
         f"A sentence-embedding model for {', '.join(languages)}, {made}. A vector has {encoder.dimension} dimensions.",
         USE,
     ]
     if encoder.prompt:
         parts.append(f"Every sentence is encoded with the prompt {encoder.prompt!r} before it, by default.")
+    if "document_prompt" in entry:
+        parts.append(f"Documents that are searched were encoded with the prompt {entry['document_prompt']!r} for it.")
     parts.append("## Scores")
     parts.append(markdown(summary_table([entry])))
     parts.append(f"Means x 100 with 95% bootstrap intervals{fp16_loss(entry)}.")
+    parts.append("\n".join(f"- {line}" for line in legend_of(entry)))
     parts += ["Where less of a vector is kept:", markdown(cuts_table(entry))] if "cuts" in entry else []
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    if sets:
-        titles = ", ".join(dict.fromkeys(set_title(one.spec) for one in sets))
+    if data.sets:
+        titles = ", ".join(dict.fromkeys(set_title(one.spec) for one in data.sets))
         parts.append(
             f"Semantic textual similarity ({titles}): Spearman x 100 of cosine; row: language of sentence1, column: of "
             "sentence2."
         )
-        parts += [markdown(table) for table in sts_tables([entry], sets)]
-    if bitexts:
-        parts += ["Translation accuracy, per cent:", markdown(bitext_table([entry]))]
+        parts += [markdown(table) for table in sts_tables([entry], data.sets)]
+    for title, table in retrieval_tables([entry]):
+        parts += [f"{title}, per cent:", markdown(table)]
     if training:
         teachers = ", ".join(f"`{teacher}`" for teacher in training["teachers"])
         taught = f"Teacher: {teachers}. " if teachers else ""

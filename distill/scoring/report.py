@@ -252,7 +252,7 @@ def terminal(table: Table, width: int = WIDTH) -> str:
 def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> None:
     """Each model's sets, what the last model gained on the one before, the means, what was gained in them, notes."""
     last = entries[-1]
-    tables = retrieval_tables(entries)
+    tables = [table for _, table in retrieval_tables(entries)]
     if sets:
         counts = sorted({scores["n"] for scores in last["sts"].values()})
         pairs = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
@@ -269,10 +269,14 @@ def print_scores(entries: list[dict], sets: list[StsSet], notes: list[str]) -> N
     print("\n".join([*LEGEND[: len(entries)], *legend_of(last), *notes]))
 
 
-def retrieval_tables(entries: list[dict]) -> list[Table]:
-    """Those of all that is found by a search, as far as there is any: translations, in one pool, in documents."""
-    tables = {"bitext": bitext_table, "mixed": mixed_table, "retrieval": retrieval_table}
-    return [table(entries) for task, table in tables.items() if entries[0][task]]
+def retrieval_tables(entries: list[dict]) -> list[tuple[str, Table]]:
+    """Titles and tables of all that is found by a search, as far as there is any."""
+    tables = {
+        "bitext": ("Translation accuracy", bitext_table),
+        "mixed": ("All languages in one pool", mixed_table),
+        "retrieval": ("Retrieval", retrieval_table),
+    }
+    return [(title, table(entries)) for task, (title, table) in tables.items() if entries[0][task]]
 
 
 LEGEND = [
@@ -338,9 +342,7 @@ def write_report(path: Path, scores: dict, sets: list[StsSet], command: str) -> 
             blocks += map(markdown, difference_tables(last, entry["name"], sets))
         blocks.append("## Every set")
         blocks += map(markdown, map(detail_table, entries))
-    titles = {"bitext": "Translation accuracy", "mixed": "All languages in one pool", "retrieval": "Retrieval"}
-    titles = [title for task, title in titles.items() if last[task]]
-    for title, table in zip(titles, retrieval_tables(entries), strict=True):
+    for title, table in retrieval_tables(entries):
         blocks += [f"## {title}", markdown(table)]
     versions = ", ".join(f"{name} {version}" for name, version in scores["versions"].items())
     path.write_text("\n\n".join([*blocks, f"Made with {versions}."]) + "\n", encoding="utf-8")

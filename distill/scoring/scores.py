@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.scoring.bitext import Bitext, negative_mse, translation_accuracy, translation_hits
+from distill.scoring.bitext import Bitext, negative_mse, translation_accuracy, translation_f1, translation_hits
 from distill.scoring.bootstrap import Score, Scores, interval, means, resampled_means
 from distill.scoring.cutting import bytes_of, cut
 from distill.scoring.metrics import similarities, sts_resamples, sts_scores
 from distill.scoring.retrieval import Retrieval, mixed_scores, pools_of, retrieval_scores
+from distill.scoring.search import nearest_neighbours
 from distill.scoring.sts import StsSet
 
 Vectors = dict[str, np.ndarray]  # sentence -> its vector (dimension,)
@@ -82,9 +83,11 @@ def score_bitext(
         entry[bitext.name] = scores = {}
         hits.append({})
         for prefix, k in [("", 0), ("margin_", 4)][: 1 + margin]:
-            both = translation_hits(bitext.sources, bitext.targets, source, target, margin_k=k, device=device)
+            found = nearest_neighbours(source, target, margin_k=k, device=device)
+            both = translation_hits(bitext.sources, bitext.targets, found)
             for (name, value), rows in zip(translation_accuracy(both).items(), [*both, both.mean(0)], strict=True):
                 scores[prefix + name], hits[-1][prefix + name] = value, rows
+            scores |= {} if k else translation_f1(found)
         if labels is not None:
             scores["negative_mse"] = negative_mse([labels[s] for s in bitext.sources], target)
         scores["n"] = len(source)

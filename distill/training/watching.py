@@ -21,6 +21,7 @@ from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_rank
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
+from distill.scoring.search import nearest_neighbours
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import Progress
 from distill.training.losses import Loss
@@ -61,7 +62,8 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray | None, sts, 
             found = {} if dev_labels is None else {"negative_mse": negative_mse(dev_labels[list(rows)], target)}
             result["bitext"][language] = found
             if len(listed) > 1:
-                hits = translation_hits(sources, targets, source, target, device=accelerator.device)
+                found = nearest_neighbours(source, target, device=accelerator.device)
+                hits = translation_hits(sources, targets, found)
                 result["bitext"][language] |= translation_accuracy(hits)
         accuracies = [found["mean_accuracy"] for found in result["bitext"].values() if "mean_accuracy" in found]
         if not accuracies:
