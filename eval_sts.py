@@ -41,15 +41,16 @@ from distill.scoring.export import (
 )
 from distill.scoring.metrics import cosine, defined, unit
 from distill.scoring.mteb_results import sets_of_tasks, write_mteb_results
-from distill.scoring.pictures import draw_cuts, draw_scores
+from distill.scoring.pictures import draw_map, draw_scores
 from distill.scoring.report import print_scores, size_notes, write_csv, write_report
-from distill.scoring.retrieval import read_retrieval
+from distill.scoring.retrieval import pools_of, read_retrieval, sample_of
 from distill.scoring.scores import Data, Vectors, score, score_cuts
 from distill.scoring.sts import StsSet, read_sts
 from distill.vectors import VectorTable, is_vector_table
 
 PACKAGES = ("torch", "transformers", "accelerate", "evaluate", "scipy")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+ON_MAP = 40  # sentences with their translations
 grade = between(-1e6, 1e6)
 
 
@@ -212,10 +213,7 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
     write_json(folder / "scores.json", scores)
     write_csv(folder / "scores.csv", entries)
     write_report(folder / "report.md", scores, sets, wrapped(args.command_line))
-    if sets:
-        draw_scores(folder, entries, sets)
-    if "cuts" in entries[-1]:
-        draw_cuts(folder / "cuts.png", entries[-1])
+    draw_scores(folder, entries, sets)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -280,7 +278,8 @@ def main(args: argparse.Namespace) -> None:
             labels[True] = dict(zip(raw, unit(np.stack([*raw.values()])), strict=True))
 
     # Each model in turn; one that cannot be loaded is told of at the end
-    entries, compared, nearness = [], {}, {}
+    entries, compared, nearness, placed = [], {}, {}, {}
+    pool = sample_of(pools_of(bitexts)[0], ON_MAP) if bitexts else None
     reads = [f"teacher reads {teacher.reads}"] if teacher_path and teacher.prompt else []
     for name, path in models.items():
         try:
@@ -297,6 +296,7 @@ def main(args: argparse.Namespace) -> None:
         if isinstance(encoder, VectorTable) and encoder.differing:
             reads.append(f"{name}: {encoder.differing:,} vectors differ from the first of their sentence, which counts")
         nearness[name] = {sentence: vector[sentence] for sentence in args.sentences or []}
+        placed |= {name: np.stack([vector[sentence] for sentence in pool.sentences])} if pool else {}
     failed = [entry["error"] for entry in entries if "error" in entry]
     if not compared:
         raise UserError("; ".join(failed))
@@ -314,6 +314,8 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         with writing(args.output_dir), replaced_folder(args.output_dir, args, "scores") as folder:
             write_scores(folder, scores, sets, args)
+            if pool:
+                draw_map(folder / "map.png", pool, placed)
         print_scores([entry for entry in scores["models"] if "error" not in entry], sets, about["notes"])
         if args.sentences:
             print_nearness(args.sentences, nearness)

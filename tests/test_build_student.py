@@ -41,6 +41,7 @@ from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.pairs.pairs_folder import load_pairs, sentence_counts, sentences
 from distill.students.alignment import aligned_tokens, start_from_alignments
+from distill.students.audit import short_names
 from distill.students.graft import equal_share, plain_texts, start_embeddings, train_tokenizer
 
 
@@ -435,3 +436,9 @@ def test_an_encoder_without_the_special_tokens_is_refused(pairs, tmp_path, capsy
     with pytest.raises(SystemExit):
         graft(saved(encoder, tmp_path / "teacher"), pairs, tmp_path / "student")
     assert "its tokenizer has no mask token to graft from" in capsys.readouterr().err
+
+
+def test_names_of_models_in_a_picture_tell_them_apart():
+    assert short_names(["runs/a/student", "runs/b/student"]) == ["a/student", "b/student"]
+    assert short_names(["x/one", "y/two"]) == ["one", "two"] and short_names(["one"]) == ["one"]
+    assert short_names(["student", "runs/student"]) == ["student", "runs/student"]

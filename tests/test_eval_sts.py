@@ -241,7 +241,7 @@ def test_several_models_tables_and_files(tmp_path, teacher, model, capsys):
     report = (tmp_path / "scores/report.md").read_text()
     assert f"{100 * new['sts']['en-it']['spearman_cosine']:.1f} [" in report and "| new minus old" in report
     pictures = {path.name for path in (tmp_path / "scores").glob("*.png")}
-    assert pictures == {"heatmaps.png", "gains.png"}
+    assert pictures == {"heatmaps.png", "gains.png", "search.png", "map.png"}
     assert len(np.unique(imread(tmp_path / "scores/heatmaps.png").reshape(-1, 4), axis=0)) > 20
 
 

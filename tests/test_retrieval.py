@@ -12,9 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from distill.command import UserError
-from distill.scoring import retrieval
+from distill.scoring import pictures, retrieval
 from distill.scoring.bitext import Bitext
-from distill.scoring.retrieval import mixed_scores, pools_of, read_retrieval, retrieval_scores
+from distill.scoring.retrieval import mixed_scores, pools_of, read_retrieval, retrieval_scores, sample_of
 from distill.scoring.search import k_nearest
 from eval_sts import build_parser, main
 
@@ -99,6 +99,37 @@ def test_pools_of_several_languages_by_loops(monkeypatch):
         others = [one for one in ranked if not alike[one]]
         bias = tongue[others[:4]].mean() - tongue[others].mean()
         assert found["language_bias"][query] == pytest.approx(bias)
+
+
+def test_a_sample_has_meanings_of_most_languages_with_all_their_sentences():
+    italian = Bitext("en-it", ("en", "it"), [*"abcdef"], [*"ABCDEF"], "")
+    german = Bitext("en-de", ("en", "de"), [*"bde"], ["B!", "D!", "E!"], "")
+    [pool] = pools_of([italian, german])
+    taken = sample_of(pool, 2)
+    assert sorted(taken.sentences) == ["B", "B!", "E", "E!", "b", "e"], "the first and the last of those in three"
+    assert taken.tags == ["de", "en", "it"] and len(set(taken.meanings.tolist())) == 2
+    assert len(set(sample_of(pool, 5).meanings.tolist())) == 5 and len(sample_of(pool, 99).sentences) == 15
+
+
+def test_pictures_say_what_they_show(tmp_path, monkeypatch):
+    """A map has a panel for each model and a line for each meaning; bars have their numbers and n."""
+    figures = []
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
+    [pool] = pools_of([Bitext("en-it", ("en", "it"), [*"abc"], [*"ABC"], "")])
+    vectors = np.random.default_rng(0).standard_normal((6, 4))
+    pictures.draw_map(tmp_path / "map.png", pool, {"before": vectors, "after": vectors[:, :3]})
+    scores = {"accuracy@1": 0.25, "accuracy@1_ci": [0.1, 0.5], "mean_accuracy": 1.0, "mean_accuracy_ci": [0.9, 1.0]}
+    entry = {"bitext": {"en-it": scores | {"n": 1234}}, "mixed": {"mixed": scores | {"n": 9}}, "retrieval": {}}
+    pictures.draw_search(tmp_path / "search.png", [entry | {"name": name} for name in ("before", "after")])
+    chart, bars = figures
+    assert [len(panel.lines) for panel in chart.axes] == [3, 3]
+    assert [panel.get_title().split("\n")[0] for panel in chart.axes] == ["before", "after"]
+    [panel] = bars.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "en-it, accuracy\nn = 1,234",
+        "mixed, accuracy\nn = 9",
+    ]
+    assert sorted(text.get_text() for text in panel.texts) == ["100", "100", "25", "25"]
 
 
 def test_what_is_hidden_is_hidden_in_every_block():
@@ -218,6 +249,7 @@ def test_documents_share_the_vectors_of_sentences_where_no_prompt_tells_them_apa
     ]
     main(build_parser().parse_args([*command, "--output_dir", f"{tmp_path}/scores", "--truncate_dim", "8"]))
     [entry] = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    assert (tmp_path / "scores/search.png").stat().st_size > 10_000 and not (tmp_path / "scores/map.png").exists()
     assert list(entry["retrieval"]) == ["beir"] and entry["cuts"][0]["kept"]["retrieval"] == 1
     assert entry["cuts"][1]["kept"]["retrieval"] != 1
 

@@ -24,7 +24,7 @@ from distill.scoring.report import (
     summary_table,
 )
 from distill.scoring.scores import Data
-from distill.scoring.sts import StsSet
+from distill.scoring.sts import StsSet, set_title
 from distill.text_files import expand_languages
 
 USE = """\
@@ -147,11 +147,6 @@ def training_of(path: str) -> dict | None:
         "languages": [given["trained_on"]["source_language"], *pairs],
         "command": wrapped(shlex.join(shown)),
     }
-
-
-def set_title(spec: str) -> str:
-    """'data/stsb-{en,it}-test.csv' -> 'stsb-test', 'mteb/sts17:{en-de}:test' -> 'sts17'."""
-    return re.sub(r"[-_.]?\{.*?\}", "", Path(spec.partition(":")[0]).name).split(".")[0] or "unknown"
 
 
 def evaluation_results(entry: dict, data: Data) -> list[EvalResult]:

@@ -1,4 +1,4 @@
-"""Pictures of scores: heatmaps over languages, gains, what cutting costs. All values x 100."""
+"""Pictures: scores x 100 over languages, gains, search, what cutting costs; sentences of all languages as a map."""
 
 import itertools
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from distill.scoring.metrics import unit
 from distill.scoring.report import grids, percent, significant, spearman
+from distill.scoring.retrieval import Pool
 from distill.scoring.sts import StsSet
 
 matplotlib.use("Agg")
@@ -49,7 +51,7 @@ def draw_heatmaps(path: Path, sets: list[StsSet], columns: dict[str, dict[str, f
         image = panel.imshow(grid.matrix(values), vmin=low, vmax=high, cmap=colours)
         panel.set_xticks(range(len(grid.languages)), grid.languages)
         panel.set_yticks(range(len(grid.languages)), grid.languages)
-        panel.set(title=f"{grid.title} {title}".strip(), xlabel="sentence2", ylabel="sentence1")
+        panel.set(title=f"{title}\n{grid.data}", xlabel="sentence2", ylabel="sentence1")
         for (one, other), name in grid.names.items():
             red, green, blue, _ = image.cmap(image.norm(values[name]))
             colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
@@ -62,8 +64,65 @@ def draw_heatmaps(path: Path, sets: list[StsSet], columns: dict[str, dict[str, f
     plt.close(figure)
 
 
+def draw_search(path: Path, entries: list[dict]) -> None:
+    """All that is found by a search as bars with 95% intervals, models side by side: accuracies and nDCG@10, x 100."""
+    keys = {"bitext": "mean_accuracy", "mixed": "accuracy@1", "retrieval": "ndcg@10"}
+    said = {"bitext": "accuracy", "mixed": "accuracy", "retrieval": "nDCG@10"}
+    rows = [(task, name) for task in keys for name in entries[-1][task]]
+    height = 0.8 / len(entries)
+    figure, panel = plt.subplots(figsize=(8, 1.4 + 0.28 * len(rows) * (1 + len(entries))), layout="constrained")
+    for number, entry in enumerate(entries):
+        scores = [(entry[task][name], keys[task]) for task, name in rows]
+        values = np.array([percent(one[key]) for one, key in scores])
+        ends = np.array([[percent(end) for end in one[f"{key}_ci"] or (None, None)] for one, key in scores])
+        at = np.arange(len(rows)) + (number - (len(entries) - 1) / 2) * height
+        spans = np.abs(ends - values[:, None]).T
+        panel.barh(at, values, height, xerr=spans, label=entry["name"], error_kw={"elinewidth": 1, "alpha": 0.6})
+        for place, value, end in zip(at, values, ends[:, 1], strict=True):
+            panel.text(max(value, end) + 1, place, f"{value:.0f}", va="center", fontsize=8)
+    labels = [f"{name}, {said[task]}\nn = {entries[-1][task][name]['n']:,}" for task, name in rows]
+    panel.set_yticks(range(len(rows)), labels)
+    panel.invert_yaxis()
+    panel.set(xlim=(0, 108), xlabel="x 100, with 95% intervals", title="The right sentence is found first")
+    panel.set_axisbelow(True)
+    panel.grid(axis="x", alpha=0.3)
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / figure.get_figheight()), ncols=4)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_map(path: Path, pool: Pool, vectors: dict[str, np.ndarray]) -> None:
+    """Sentences of all languages in two dimensions, a panel for each model: translations are joined by a line.
+
+    vectors: (n, dimension) of the pool's sentences by model; the dimensions are the first two principal components of
+    their directions.
+    """
+    figure, axes = plt.subplots(1, len(vectors), figsize=(5.2 * len(vectors), 5.4), squeeze=False, layout="constrained")
+    for panel, (name, of_model) in zip(axes.flat, vectors.items(), strict=True):
+        directions = unit(of_model)
+        left, lengths, _ = np.linalg.svd(directions - directions.mean(0), full_matrices=False)
+        places, share = (left * lengths)[:, :2], (lengths[:2] ** 2).sum() / (lengths**2).sum()
+        for meaning in np.unique(pool.meanings):
+            panel.plot(*places[pool.meanings == meaning].T, color="grey", linewidth=0.6, alpha=0.6, zorder=1)
+        for language, tag in enumerate(pool.tags):
+            panel.scatter(*places[pool.languages == language].T, s=18, label=tag, zorder=2)
+        panel.set(title=f"{name}\n{share:.0%} of the variance", xticks=[], yticks=[])
+        panel.set_aspect("equal", adjustable="datalim")
+    axes[0, 0].legend(fontsize="small")
+    meanings = len(np.unique(pool.meanings))
+    figure.suptitle(f"{meanings} sentences and their translations, principal components; lines join translations")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def draw_scores(folder: Path, entries: list[dict], sets: list[StsSet]) -> None:
-    """heatmaps.png of all models, and gains.png of what the last gained on each other."""
+    """heatmaps.png of all models, gains.png of what the last gained on each other, search.png, cuts.png."""
+    if "cuts" in entries[-1]:
+        draw_cuts(folder / "cuts.png", entries[-1])
+    if entries[-1]["bitext"] or entries[-1]["retrieval"]:
+        draw_search(folder / "search.png", entries)
+    if not sets:
+        return
     draw_heatmaps(folder / "heatmaps.png", sets, {entry["name"]: spearman(entry) for entry in entries}, None)
     if compared := entries[-1].get("compared_with"):
         tests = {f"{entries[-1]['name']} minus {other}": scores["sts"] for other, scores in compared.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from distill.scoring.scores import Data
-from distill.scoring.sts import StsSet
+from distill.scoring.sts import StsSet, set_title
 
 WIDTH = 80  # columns of a terminal
 BITEXT_COLUMNS = {
@@ -32,6 +32,7 @@ class Grid(NamedTuple):
     """The sets of one name, by the languages of sentence1 and sentence2."""
 
     title: str
+    data: str  # 'stsb-test, n = 1379'
     languages: list[str]
     names: dict[tuple[str, str], str]
 
@@ -51,7 +52,9 @@ def grids(sets: list[StsSet]) -> list[Grid]:
     """The sets by the name that their spec was given."""
     found = {}
     for pairs in sets:
-        grid = found.setdefault(pairs.name.rpartition("/")[0], Grid(pairs.name.rpartition("/")[0], [], {}))
+        title = pairs.name.rpartition("/")[0]
+        data = f"{set_title(pairs.spec)}, n = {len(pairs.scores):,}"
+        grid = found.setdefault(title, Grid(title, data, [], {}))
         grid.languages.extend(language for language in pairs.languages if language not in grid.languages)
         grid.names[pairs.languages] = pairs.name
     return list(found.values())

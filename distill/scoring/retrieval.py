@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from distill.command import UserError
+from distill.pairs.pairs_folder import evenly_spaced
 from distill.pairs.tables import format_of_suffix, named_tables
 from distill.scoring.bitext import Bitext
 from distill.scoring.search import k_nearest
@@ -37,6 +38,7 @@ class Pool(NamedTuple):
     sentences: list[str]
     languages: np.ndarray  # (n,) a number for each sentence's language
     meanings: np.ndarray  # (n,) a number for each sentence's meaning
+    tags: list[str]  # of the languages, by number
 
 
 # ---------------------------------------------------------------- reading
@@ -120,9 +122,18 @@ def pools_of(bitexts: list[Bitext]) -> list[Pool]:
                 pairs.append([rows.setdefault(side, len(rows)) for side in sides])
         links = coo_array((np.ones(len(pairs)), np.array(pairs).T), shape=(len(rows), len(rows)))
         tags, sentences = zip(*rows, strict=True)
-        languages = np.unique(tags, return_inverse=True)[1]
-        pools.append(Pool(name, list(sentences), languages, connected_components(links)[1]))
+        known, languages = np.unique(tags, return_inverse=True)
+        pools.append(Pool(name, list(sentences), languages, connected_components(links)[1], known.tolist()))
     return pools
+
+
+def sample_of(pool: Pool, meanings: int) -> Pool:
+    """So many meanings of a pool, evenly spaced among those of most languages, with all of their sentences."""
+    spoken = np.unique(np.stack([pool.meanings, pool.languages]), axis=1)[0]
+    languages = np.bincount(spoken)  # of each meaning
+    found = np.flatnonzero(languages >= np.sort(languages)[-min(meanings, len(languages))])
+    rows = np.flatnonzero(np.isin(pool.meanings, found[evenly_spaced(len(found), meanings)]))
+    return Pool(pool.name, [pool.sentences[row] for row in rows], pool.languages[rows], pool.meanings[rows], pool.tags)
 
 
 # ---------------------------------------------------------------- scores

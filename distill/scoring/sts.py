@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,11 @@ def read_sts(spec: str, score_range: tuple[float, float] | None = None, name: st
 def set_name(language1: str, language2: str) -> str:
     """'en' for one language, 'en-it' for two."""
     return language1 if language1 == language2 else f"{language1}-{language2}"
+
+
+def set_title(spec: str) -> str:
+    """'data/stsb-{en,it}-test.csv' -> 'stsb-test', 'mteb/sts17:{en-de}:test' -> 'sts17'."""
+    return re.sub(r"[-_.]?\{.*?\}", "", Path(spec.partition(":")[0]).name).split(".")[0] or "unknown"
 
 
 def split_pairs(tags: Iterable[str], spec: str) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from distill.pairs.pairs_folder import evenly_spaced
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
 
@@ -156,27 +157,54 @@ def check_tokenizer(tokenizer, dataset, pairs, allow_unknown: bool) -> str:
     return tabulate(lines, headers, floatfmt=".2f", missingval="-", colalign=("left", *["right"] * 4))
 
 
+def short_names(paths: list[str]) -> list[str]:
+    """As many of the last parts of each path as tell them apart: 'runs/a/student', 'runs/b/student' -> 'a/student'."""
+    most = max(len(Path(path).parts) for path in paths)
+    shortened = (["/".join(Path(path).parts[-parts:]) for path in paths] for parts in range(1, most))
+    return next((names for names in shortened if len(set(names)) == len(names)), paths)
+
+
 def draw_audit(report: dict, path: Path) -> None:
-    """Tokens per character and unknown tokens by language and tokenizer, as PNG; a failed language is hatched."""
-    short = [Path(tokenizer).name for tokenizer in report]
-    labels = short if len(set(short)) == len(short) else list(report)
-    languages = list(dict.fromkeys(language for entry in report.values() for language in entry["languages"]))
-    figure, panels = plt.subplots(2, 1, figsize=(3 + 0.55 * len(languages), 6), sharex=True, layout="constrained")
+    """Tokens per character, unknown tokens and lost words by language and tokenizer, with their limits, as PNG.
+
+    Languages with most tokens per character first; hatched is what makes a tokenizer fail.
+    """
+    first = next(iter(report.values()))["languages"]
+    means = {tag: np.mean([of["languages"][tag]["tokens_per_character"] for of in report.values()]) for tag in first}
+    languages = sorted(first, key=lambda tag: -means[tag])
+    inches = min(13, 3 + 0.55 * len(languages)), 8  # at most 1,560 pixels
+    figure, panels = plt.subplots(3, 1, figsize=inches, sharex=True, layout="constrained")
+    kinds = [
+        ("tokens_per_character", 1, dict(zip(SPELLED, ("letters", "syllables"), strict=True))),
+        ("unknown_share", 100, {100 * MAX_UNKNOWN: "unknown"}),
+        ("lost_share", 100, {100 * MAX_LOST: "strips"}),
+    ]
+    failed = {
+        "tokens_per_character": lambda row: row["verdict"] == "spells" or row["tokens_per_character"] > max(SPELLED),
+        "unknown_share": lambda row: row["unknown_share"] > MAX_UNKNOWN,
+        "lost_share": lambda row: row["lost_share"] > MAX_LOST,
+    }
     width = 0.8 / len(report)
-    for number, (label, entry) in enumerate(zip(labels, report.values(), strict=True)):
-        figures = entry["languages"].values()
-        at = np.arange(len(languages)) + (number - (len(report) - 1) / 2) * width
-        hatches = ["" if row["verdict"] == "reads" else "///" for row in figures]
-        for axes, name, factor in zip(panels, ("tokens_per_character", "unknown_share"), (1, 100), strict=True):
-            heights = [factor * row[name] for row in figures]
-            axes.bar(at, heights, width, label=label, hatch=hatches, edgecolor="white")
-    panels[0].set(ylabel="tokens per character", title="What a tokenizer makes of each language (hatched: fails)")
-    panels[1].set(ylabel="unknown tokens, %", xticks=range(len(languages)), xticklabels=languages)
-    panels[1].set_ylim(0, max(5, panels[1].get_ylim()[1]))
-    panels[0].legend(fontsize="small")
-    for axes in panels:
+    for axes, (name, factor, limits) in zip(panels, kinds, strict=True):
+        for number, (label, entry) in enumerate(zip(short_names([*report]), report.values(), strict=True)):
+            rows = [entry["languages"][tag] for tag in languages]
+            at = np.arange(len(languages)) + (number - (len(report) - 1) / 2) * width
+            bars = axes.bar(at, [factor * row[name] for row in rows], width, label=label, edgecolor="white")
+            for bar, row in zip(bars, rows, strict=True):
+                bar.set_hatch("///" if failed[name](row) else "")
+        top = axes.get_ylim()[1]
+        for limit, what in limits.items():
+            if limit < 1.5 * top or limit == min(limits):
+                axes.axhline(limit, color="black", linewidth=0.8, linestyle="--")
+                axes.text(len(languages) - 0.5, limit, f" {what}", va="center", fontsize="small", clip_on=False)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
+    panels[0].set(ylabel="tokens per character", title="What a tokenizer makes of each language (hatched: fails)")
+    panels[1].set(ylabel="unknown tokens, %")
+    panels[2].set(ylabel="words lost, %", xlim=(-0.5, len(languages) - 0.5))
+    panels[2].set_xticks(range(len(languages)), languages, rotation=90 if len(languages) > 18 else 0)
+    colours = [Patch(facecolor=bars[0].get_facecolor(), label=bars.get_label()) for bars in panels[0].containers]
+    panels[0].legend(handles=colours, fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
