@@ -37,6 +37,8 @@ from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import (
+    BEST,
+    LAST,
     LOCK,
     chosen_by,
     find_checkpoint,
@@ -190,7 +192,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     on_gpu, best_metric = device.type != "cpu", chosen_by(args.metric_for_best_model, args.sts_dev)
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
-    on_first_rank(partial(check_output, output_dir / "student", args, TRAINED, keep=True), accelerator)
+    for written in (BEST, LAST):
+        on_first_rank(partial(check_output, output_dir / written, args, TRAINED, keep=True), accelerator)
     checkpoint = on_first_rank(lambda: find_checkpoint(args.resume_from_checkpoint, output_dir, cache_dir), accelerator)
 
     # Data, teachers and student
@@ -239,7 +242,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
         return evaluate(found, splits["dev"], labels.of["dev"], sts, accelerator)
 
     every = args.logging_steps, args.eval_steps, args.checkpointing_steps, args.checkpoints_total_limit
-    plan = Plan(total_steps, *every, args.early_stopping_patience, best_metric)
+    plan = Plan(total_steps, *every, args.skip_first_evaluation, args.early_stopping_patience, best_metric)
     about, rate = vars(args) | {"trained_on": trained_on}, lambda: args.learning_rate * factor(progress.step - 1)
     find = partial(gathered, whole, student, device)
     course = Course(plan, progress, saved, about, settings, metrics, tally, accelerator, rate, find, dev_scores)

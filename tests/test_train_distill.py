@@ -833,6 +833,28 @@ def test_trackio_gets_what_metrics_jsonl_gets(pairs, teacher, student, tmp_path)
     logged = [json.loads(row) for (row,) in rows]
     assert [line["loss"] for line in logged if "loss" in line] == pytest.approx(metrics(tmp_path / "run", "loss"))
 
+    # A run that goes on is the same run there
+    more += ["--max_train_steps", "8", "--lr_scheduler_type", "constant", "--checkpointing_steps", "2"]
+    for number, again in enumerate(([], ["--max_train_steps", "12", "--resume_from_checkpoint", "latest"])):
+        given = arguments(pairs, teacher, student, tmp_path / "longer", *more, *again)
+        codes, _, errors = forked.run(tmp_path / f"longer{number}", "train_distill.py", *given, TRACKIO_DIR=folder)
+        assert codes == [0], errors
+    query = "select run_name, max(step) from metrics group by run_name order by max(step)"
+    names, steps = zip(*sqlite3.connect(path).execute(query).fetchall(), strict=True)
+    assert steps == (4, 12) and names[1] == json.loads((tmp_path / "longer/args.json").read_text())["tracked_as"]
+
+
+def test_the_last_student_is_kept_beside_the_best(pairs, teacher, student, tmp_path):
+    """At a learning rate that does harm the first evaluation is the best; that of the start is left out if asked."""
+    more = ["--max_train_steps", "12", "--eval_steps", "4", "--learning_rate", "1", "--skip_first_evaluation"]
+    output = train(pairs, teacher, student, tmp_path / "run", *more)
+    accuracies = metrics(output, "mean_accuracy")
+    assert len(accuracies) == 3, "after steps 4, 8 and 12"
+    best, last = (json.loads((output / name / "args.json").read_text()) for name in ("student", "last"))
+    assert best["step"] < last["step"] == 12 and last["score"] == accuracies[-1] < best["score"]
+    saved, checkpoint = (load_file(output / folder / "model.safetensors") for folder in ("last", "checkpoint-12"))
+    assert all(torch.equal(checkpoint[f"transformer.{name}"], weights) for name, weights in saved.items())
+
 
 def metrics_pairs(pairs) -> list:
     return [target for row in load_pairs(pairs)["train"] for target in row["targets"]]

@@ -7,6 +7,7 @@ from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from accelerate import Accelerator
 
@@ -18,6 +19,7 @@ from distill.ranks import on_first_rank, together
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 WEIGHTS = "model.safetensors"
+BEST, LAST = "student", "last"  # the students in a run's folder
 LOCK = ".lock"  # in the folder, which several may have mounted under different names
 RUN = "a run"  # the kind that args.json of an output folder says
 
@@ -117,6 +119,12 @@ def chosen_by(metric: str | None, sts_dev: str | None) -> str:
     if best_metric == "spearman_cosine" and not sts_dev:
         raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
     return best_metric
+
+
+def tracked_as(output_dir: Path, checkpoint: Path | None) -> str:
+    """The name under which trackers know a run: one that goes on from a checkpoint has that of its start."""
+    known = read_json(output_dir / "args.json", {}).get("tracked_as") if checkpoint else None
+    return known or uuid4().hex[:12]
 
 
 def write_args(output_dir: Path, args: Namespace) -> None:
@@ -233,8 +241,8 @@ def find_checkpoint(resume_from: str | None, output_dir: Path, cache_dir: Path) 
     `resume_from`: None, "latest" or a checkpoint folder. UserError when that is damaged, or no checkpoint; when it is
     None, or another run's, where `output_dir` holds a run; when anything but a run or `cache_dir` lies there.
     """
-    cache_dir, run, student = (path.resolve() for path in (cache_dir, output_dir, output_dir / "student"))
-    if cache_dir == run or student in (cache_dir, *cache_dir.parents):
+    cache_dir, run = cache_dir.resolve(), output_dir.resolve()
+    if cache_dir == run or not {run / BEST, run / LAST}.isdisjoint((cache_dir, *cache_dir.parents)):
         raise UserError(f"--cache_dir {cache_dir} is no place beside student and checkpoints: name another folder")
     known = {cache_dir, *cache_dir.parents, run / LOCK, run / "args.json.new"}  # the last one of a run that was killed
     if read_json(output_dir / "args.json", {}).get("kind") == RUN:

@@ -19,7 +19,16 @@ from distill.command import Stopped, UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.ranks import agree, ignore_signals, launched, leave, on_first_rank, stopping, together
 from distill.training.cache import fingerprint
-from distill.training.checkpoints import Progress, resume, save_checkpoint, save_student, write_args
+from distill.training.checkpoints import (
+    BEST,
+    LAST,
+    Progress,
+    resume,
+    save_checkpoint,
+    save_student,
+    tracked_as,
+    write_args,
+)
 from distill.training.student import check_rate
 from distill.training.watching import Metrics, Tally, evaluation_report
 
@@ -66,10 +75,12 @@ def begin(
     """
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, progress)
-    saved = resume(accelerator, checkpoint, settings, progress, output_dir / "student")
+    saved = resume(accelerator, checkpoint, settings, progress, output_dir / BEST)
     together(partial(check_rate, schedule, progress.step), accelerator)
-    on_first_rank(partial(write_args, output_dir, args), accelerator)
-    accelerator.init_trackers(trainer, {name: str(value) for name, value in vars(args).items()})
+    tracked = on_first_rank(partial(tracked_as, output_dir, checkpoint), accelerator)
+    on_first_rank(partial(write_args, output_dir, Namespace(**vars(args), tracked_as=tracked)), accelerator)
+    known = {"wandb": {"id": tracked, "resume": "allow"}, "trackio": {"name": tracked, "resume": "allow"}}
+    accelerator.init_trackers(trainer, {name: str(value) for name, value in vars(args).items()}, known)
     return progress, saved, Metrics(output_dir, progress.lines, accelerator)
 
 
@@ -81,6 +92,7 @@ class Plan(NamedTuple):
     eval_steps: int
     checkpointing_steps: int
     checkpoints: int  # the newest that are kept
+    skip_first: bool  # evaluation, of the student as it starts
     patience: int | None  # evaluations without a better one that end it
     metric: str  # of the dev scores, which chooses the best student
 
@@ -118,7 +130,7 @@ class Course:
         if self.due(progress.logged, plan.logging_steps, plan.eval_steps, plan.checkpointing_steps):
             self.metrics.write(progress.step, {"learning_rate": self.rate()} | self.tally.line())
             progress.logged = progress.step
-        if self.due(progress.evaluated, plan.eval_steps):
+        if not (plan.skip_first and progress.step == 0) and self.due(progress.evaluated, plan.eval_steps):
             with suppress(Stopped), self.student() as found:  # after a signal it is still to come
                 self.judge(found)
         agree(self.accelerator)
@@ -139,7 +151,7 @@ class Course:
         return last < step and (self.done() or any(step % number == 0 for number in every))
 
     def judge(self, student: SentenceEncoder) -> None:
-        """Evaluate a student, say so, and keep it where it is the best."""
+        """Evaluate a student, say so, and keep it where it is the best, or the last."""
         progress, scores = self.progress, self.evaluate(student)
         self.metrics.write(progress.step, scores)
         better = progress.judge(scores[self.plan.metric])
@@ -148,7 +160,11 @@ class Course:
         if better and progress.best_score >= self.saved[1]:
             step, score = self.saved = progress.best_step, progress.best_score
             about = Namespace(**self.about, step=step, score=score)
-            save = partial(save_student, student, self.output_dir / "student", about)
+            save = partial(save_student, student, self.output_dir / BEST, about)
+            on_first_rank(save, self.accelerator, self.output_dir)
+        if self.done():
+            about = Namespace(**self.about, step=progress.step, score=scores[self.plan.metric])
+            save = partial(save_student, student, self.output_dir / LAST, about)
             on_first_rank(save, self.accelerator, self.output_dir)
 
     def end(self) -> None:
@@ -164,4 +180,4 @@ class Course:
         if self.tally.pairs:
             say(self.tally.summary())
         step, score = self.saved
-        say(f"{self.output_dir / 'student'}: step {step}, dev {self.plan.metric} {score:.4f}")
+        say(f"{self.output_dir / BEST}: step {step}, dev {self.plan.metric} {score:.4f}")

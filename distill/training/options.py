@@ -45,6 +45,7 @@ def add_common(parser: argparse.ArgumentParser, training) -> None:
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
     watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
+    watching.add_argument("--skip_first_evaluation", action="store_true", help="not of the student as it starts")
     watching.add_argument("--early_stopping_patience", type=at_least(1), help="evaluations without a better one")
     watching.add_argument("--report_to", choices=TRACKERS, help="a tracker that gets what metrics.jsonl gets")
     watching.add_argument("--eval_steps", type=at_least(1), default=500, help="steps between dev evaluations")
