@@ -165,14 +165,15 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         except HFValidationError as error:
             raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
     check_output(args.output_dir, args, "scores")
+    last = [*models.values()][-1]
+    for given, option in ((args.export_dir, "--export_dir"), (args.mteb_results, "--mteb_results")):
+        if given and is_vector_table(last):
+            raise UserError(f"{last} is a table of vectors, not a model: leave {option} out, or name a model last")
     if args.export_dir:
         check_output(args.export_dir, args, "an export")
         outputs = [str(Path(path).resolve()) for path in (args.output_dir, args.export_dir)]
         if os.path.commonpath(outputs) in outputs:
             raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
-        last = [*models.values()][-1]
-        if is_vector_table(last):
-            raise UserError(f"{last} is a table of vectors, not a model to export: leave --export_dir out")
         find_folder(last)  # before hours of scoring the others
 
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from distill.command import UserError
-from distill.scoring import pictures, retrieval
+from distill.scoring import pictures, retrieval, scores
 from distill.scoring.bitext import Bitext
 from distill.scoring.retrieval import mixed_scores, pools_of, read_retrieval, retrieval_scores, sample_of
 from distill.scoring.search import k_nearest
@@ -25,6 +25,11 @@ def write(path, text) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def every(pool) -> np.ndarray:
+    """Each of its sentences as a query."""
+    return np.arange(len(pool.sentences))
 
 
 def at(*degrees: float) -> np.ndarray:
@@ -41,13 +46,13 @@ def test_a_model_that_tells_languages_apart(monkeypatch):
     [pool] = pools_of([Bitext("en-it", ("en", "it"), ["a", "b"], ["A", "B"], "")])
     vectors = dict(zip("abAB", at(0, 40, 90, 130), strict=True))
     vectors = np.stack([vectors[sentence] for sentence in pool.sentences])
-    scores = {name: values.mean() for name, values in mixed_scores(pool, vectors, CPU).items()}
+    scores = {name: values.mean() for name, values in mixed_scores(pool, vectors, every(pool), CPU).items()}
     assert scores["accuracy@1"] == 0 and scores["mrr@10"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert scores["ndcg@10"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(4)) / 2)
     assert scores["language_bias"] == pytest.approx(0), "all that mean something else are among 10"
     monkeypatch.setattr(retrieval, "NEAREST", 1)
     # The nearest that means something else is in the query's language each time, by chance it is every second time.
-    assert mixed_scores(pool, vectors, CPU)["language_bias"].tolist() == [0.5] * 4
+    assert mixed_scores(pool, vectors, every(pool), CPU)["language_bias"].tolist() == [0.5] * 4
 
 
 def test_one_that_does_not_has_no_bias(monkeypatch):
@@ -55,10 +60,10 @@ def test_one_that_does_not_has_no_bias(monkeypatch):
     bitexts = [Bitext("en-it", ("en", "it"), [*"abc"], [*"ABC"], "")]
     [pool] = pools_of(bitexts)
     places = dict(zip("aAbBcC", at(0, 1, 30, 31, 180, 181), strict=True))
-    scores = mixed_scores(pool, np.stack([places[sentence] for sentence in pool.sentences]), CPU)
+    scores = mixed_scores(pool, np.stack([places[sentence] for sentence in pool.sentences]), every(pool), CPU)
     assert scores["accuracy@1"].tolist() == scores["ndcg@10"].tolist() == [1] * 6
     monkeypatch.setattr(retrieval, "NEAREST", 2)
-    scores = mixed_scores(pool, np.stack([places[sentence] for sentence in pool.sentences]), CPU)
+    scores = mixed_scores(pool, np.stack([places[sentence] for sentence in pool.sentences]), every(pool), CPU)
     assert scores["language_bias"].tolist() == [0] * 6
 
 
@@ -85,7 +90,7 @@ def test_pools_of_several_languages_by_loops(monkeypatch):
     german = Bitext("en-de", ("en", "de"), sources[:7], [f"d{i}" for i in range(7)], "")
     [pool] = pools_of([italian, german])
     vectors = np.random.default_rng(0).standard_normal((len(pool.sentences), 3)).astype(np.float32)
-    found = mixed_scores(pool, vectors, CPU)
+    found = mixed_scores(pool, vectors, every(pool), CPU)
     cosines = vectors @ vectors.T / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
     for query, row in enumerate(cosines):
         alike, tongue = pool.meanings == pool.meanings[query], pool.languages == pool.languages[query]
@@ -99,6 +104,19 @@ def test_pools_of_several_languages_by_loops(monkeypatch):
         others = [one for one in ranked if not alike[one]]
         bias = tongue[others[:4]].mean() - tongue[others].mean()
         assert found["language_bias"][query] == pytest.approx(bias)
+    some = np.array([3, 30, 31])
+    for name, values in mixed_scores(pool, vectors, some, CPU).items():
+        np.testing.assert_allclose(values, found[name][some], err_msg=name)
+
+
+def test_of_a_large_pool_some_sentences_are_queries_of_either_language(monkeypatch):
+    monkeypatch.setattr(scores, "QUERIES", 20)
+    sides = [f"s{i}" for i in range(50)], [f"t{i}" for i in range(50)]
+    vector = dict(zip(sides[0] + sides[1], np.random.default_rng(0).standard_normal((100, 8)), strict=True))
+    entry, headline = scores.score_mixed([Bitext("en-it", ("en", "it"), *sides, "")], vector, CPU, 20, seed=1)
+    assert (entry["mixed"]["n"], entry["mixed"]["sentences"], headline["mixed"].trials) == (20, 100, 17)
+    same, _ = scores.score_mixed([Bitext("en-it", ("en", "it"), *sides, "")], vector, CPU, 20, seed=1)
+    assert same == entry
 
 
 def test_a_sample_has_meanings_of_most_languages_with_all_their_sentences():

@@ -482,6 +482,6 @@ def test_a_second_vector_of_a_sentence_is_counted_in_the_scores(tmp_path, scored
 
 def test_a_table_cannot_be_exported(tmp_path, plain, scored_table):
     more = ["--model_name_or_path", plain, scored_table, "--export_dir", f"{tmp_path}/export"]
-    with pytest.raises(UserError, match=r"scored.npy is a table of vectors, not a model to export"):
+    with pytest.raises(UserError, match=r"scored.npy is a table of vectors, not a model: leave --export_dir out"):
         scores_of(tmp_path, *more)
     assert not (tmp_path / "scores").exists()

@@ -185,15 +185,15 @@ def bitext_table(entries: list[dict]) -> Table:
 
 
 def mixed_table(entries: list[dict]) -> Table:
-    """Retrieval in one pool of all languages, x 100, a row for each pool and model; n: sentences of the pool."""
+    """Retrieval in one pool of all languages, x 100, a row for each pool and model; n: queries."""
     keys = ["accuracy@1", "mrr@10", "ndcg@10", "language_bias"]
     rows = [
-        [f"{name} {entry['name']}", str(scores["n"]), *(number(scores[key]) for key in keys)]
+        [f"{name} {entry['name']}", str(scores["n"]), str(scores["sentences"]), *(number(scores[key]) for key in keys)]
         for name in entries[0]["mixed"]
         for entry in entries
         for scores in [entry["mixed"][name]]
     ]
-    return Table(["", "n", "accuracy@1", "MRR@10", "nDCG@10", "language bias"], rows)
+    return Table(["", "n", "pool", "accuracy@1", "MRR@10", "nDCG@10", "language bias"], rows)
 
 
 def retrieval_table(entries: list[dict]) -> Table:
@@ -360,6 +360,6 @@ def write_csv(path: Path, entries: list[dict]) -> None:
             for task in ("sts", "bitext", "mixed", "retrieval"):
                 for name, scores in entry[task].items():
                     for metric, value in scores.items():
-                        if metric not in ("n", "documents") and not metric.endswith("_ci"):
+                        if metric not in ("n", "documents", "sentences") and not metric.endswith("_ci"):
                             low, high = scores.get(f"{metric}_ci") or (None, None)
                             writer.writerow([entry["name"], task, name, metric, value, low, high, scores["n"]])

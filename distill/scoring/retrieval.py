@@ -163,33 +163,35 @@ def ranked_scores(found: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
     return {"accuracy@1": hits[:, 0] * 1.0, f"mrr@{NEAREST}": reciprocal, f"ndcg@{NEAREST}": gains[0] / gains[1]}
 
 
-def mixed_scores(pool: Pool, vectors: np.ndarray, device) -> dict[str, np.ndarray]:
-    """Every sentence of a pool as a query, among all others: accuracy@1, MRR@10, nDCG@10, language bias, (n,) each.
+def mixed_scores(pool: Pool, vectors: np.ndarray, queries: np.ndarray, device) -> dict[str, np.ndarray]:
+    """Sentences of a pool as queries, among all others: accuracy@1, MRR@10, nDCG@10, language bias, (queries,) each.
 
+    vectors: (n, dimension) of the pool's sentences; queries: rows of those that are asked for.
     Right are translations, whatever their language; sentences of the query's own language compete with them (LAReQA,
     Roy et al. 2020, arXiv 2004.05484). Language bias: of the 10 nearest sentences that mean something else, the share
     in the query's language, less that language's share of all which mean something else. A model that does not tell
     languages apart has 0, whatever its accuracy. nan where nothing means something else.
     """
     meanings, languages = (torch.from_numpy(np.array(of)).to(device) for of in (pool.meanings, pool.languages))
+    meant, spoken = meanings[queries], languages[queries]
 
     def alike(rows: slice, columns: slice) -> torch.Tensor:
-        return meanings[rows, None] == meanings[columns]
+        return meant[rows, None] == meanings[columns]
 
     def itself(rows: slice, columns: slice) -> torch.Tensor:
-        return alike(rows, columns) & (languages[rows, None] == languages[columns])
+        return alike(rows, columns) & (spoken[rows, None] == languages[columns])
 
     seen = min(NEAREST, len(pool.sentences))
-    cosines, rows = k_nearest(vectors, vectors, seen, device, hidden=itself)
-    found = (pool.meanings[rows] == pool.meanings[:, None]) & np.isfinite(cosines)
-    same_meaning, own = _counts(pool.meanings), _counts(pool.languages)
-    both = _counts(pool.meanings * (1 + pool.languages.max()) + pool.languages)
+    cosines, rows = k_nearest(vectors[queries], vectors, seen, device, hidden=itself)
+    found = (pool.meanings[rows] == pool.meanings[queries, None]) & np.isfinite(cosines)
+    same_meaning, own = _counts(pool.meanings)[queries], _counts(pool.languages)[queries]
+    both = _counts(pool.meanings * (1 + pool.languages.max()) + pool.languages)[queries]
     best = (np.arange(NEAREST) < (same_meaning - both)[:, None]) * 1.0
     scores = ranked_scores(found * 1.0, best)
-    cosines, rows = k_nearest(vectors, vectors, seen, device, hidden=alike)
+    cosines, rows = k_nearest(vectors[queries], vectors, seen, device, hidden=alike)
     others = np.isfinite(cosines)
     with np.errstate(invalid="ignore"):
-        share = ((pool.languages[rows] == pool.languages[:, None]) & others).sum(1) / others.sum(1)
+        share = ((pool.languages[rows] == pool.languages[queries, None]) & others).sum(1) / others.sum(1)
         chance = (own - both) / (len(pool.sentences) - same_meaning)
     return scores | {"language_bias": share - chance}
 

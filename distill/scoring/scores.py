@@ -12,6 +12,7 @@ from distill.scoring.retrieval import Retrieval, mixed_scores, pools_of, retriev
 from distill.scoring.search import nearest_neighbours
 from distill.scoring.sts import StsSet
 
+QUERIES = 10_000
 Vectors = dict[str, np.ndarray]  # sentence -> its vector (dimension,)
 
 
@@ -105,11 +106,17 @@ def score_bitext(
 def score_mixed(
     bitexts: list[Bitext], vector: Vectors, device, samples: int, seed: int
 ) -> tuple[dict, dict[str, Score]]:
-    """Retrieval in one pool of all languages with 95% intervals; its accuracy with its resamples, of whole meanings."""
+    """Retrieval in one pool of all languages with 95% intervals; its accuracy with its resamples, of whole meanings.
+
+    Of more than QUERIES sentences only so many, drawn by the seed, are searched for among all.
+    """
     entry, headline = {}, {}
     for pool in pools_of(bitexts):
-        values = mixed_scores(pool, np.stack([vector[sentence] for sentence in pool.sentences]), device)
-        entry[pool.name], found = mean_scores(values, pool.meanings, samples, seed)
+        count = len(pool.sentences)
+        queries = np.sort(np.random.default_rng(seed).choice(count, min(count, QUERIES), replace=False))
+        values = mixed_scores(pool, np.stack([vector[sentence] for sentence in pool.sentences]), queries, device)
+        entry[pool.name], found = mean_scores(values, pool.meanings[queries], samples, seed)
+        entry[pool.name]["sentences"] = count
         headline[pool.name] = found["accuracy@1"]
     return entry, headline
 
