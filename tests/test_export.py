@@ -20,8 +20,8 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring import export
 from distill.scoring.bitext import Bitext
-from distill.scoring.export import public, set_title, trained_on, training_notes, training_of
-from distill.scoring.sts import StsSet
+from distill.scoring.export import hub_ids, public, trained_on, training_notes, training_of
+from distill.scoring.sts import StsSet, set_title
 from eval_sts import build_parser, main
 
 STS = str(SAMPLES / "sts-{en,it}.csv")
@@ -164,6 +164,13 @@ def test_a_card_is_about_the_pairs_that_there_were(pairs, teacher, student, tmp_
 
 
 def test_a_card_says_what_was_trained_on():
+    of_hub = [
+        "sentence-transformers/talks:en-it",
+        "sentence-transformers/talks:en-de",
+        "en+it=opus/books@main",
+        "x.tsv",
+    ]
+    assert hub_ids(of_hub) == ["sentence-transformers/talks", "opus/books"] and hub_ids(["x.tsv"]) is None
     training = {"pairs": {"de": 5, "it": 7000}, "untranslated": 0, "corpora": ["talks", "en=news.txt"]}
     assert trained_on(training) == "Sentence pairs by language: de 5, it 7,000; from talks, en=news.txt."
     alone = "de 5, it 7,000; sentences without translations: 1,200; from"

@@ -67,6 +67,12 @@ def hub_id(name: str) -> str | None:
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
+def hub_ids(corpora: list[str]) -> list[str] | None:
+    """The data sets on the hub among corpora, each once; None if there is none."""
+    known = (hub_id(re.split("[:@]", re.sub(r"^[^/=]+=", "", corpus))[0]) for corpus in corpora)
+    return [*dict.fromkeys(filter(None, known))] or None
+
+
 def public(spec: str) -> str:
     """A spec without this machine's folders: hub ids as they are, of a path the last part, with the NAME= before it."""
     name = re.match(r"([^/={]+=)?", spec)[0]
@@ -198,6 +204,7 @@ def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction"],
         base_model=hub_id(training["student"]) if training else None,
+        datasets=hub_ids(training["corpora"]) if training else None,
         model_name=entry["name"],
         eval_results=evaluation_results(entry, data),
     )
