@@ -41,6 +41,7 @@ from distill.scoring.export import (
 )
 from distill.scoring.metrics import cosine, defined, unit
 from distill.scoring.mteb_results import sets_of_tasks, write_mteb_results
+from distill.scoring.onnx_graphs import FILES, OnnxEncoder, check_onnx, write_graphs
 from distill.scoring.pictures import draw_map, draw_scores
 from distill.scoring.report import print_scores, size_notes, write_csv, write_report
 from distill.scoring.retrieval import pools_of, read_retrieval, sample_of
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument("--export_dir", help="folder to export the last model to, replaced when whole")
     out.add_argument("--export_dtype", choices=DTYPES, default="fp32", help="of its weights; fp16 is scored again")
     out.add_argument("--mteb_results", metavar="DIR", help="write what MTEB has too, of the last model, as it does")
+    out.add_argument("--export_onnx", nargs="+", choices=FILES, default=[], help="as graphs too, in onnx/ of it")
     out.add_argument("--push_to_hub", metavar="ID", help="upload the export to this repository")
     # fmt: on
     return parser
@@ -151,6 +153,7 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         (args.document_prompt, "--document_prompt", args.retrieval, "--retrieval"),
         (args.teacher_model_name_or_path, "--teacher_model_name_or_path", args.bitext, "--bitext"),
         (args.export_dtype != "fp32", "--export_dtype", args.export_dir, "--export_dir"),
+        (args.export_onnx, "--export_onnx", args.export_dir, "--export_dir"),
         (args.push_to_hub, "--push_to_hub", args.export_dir, "--export_dir"),
     ):
         if given and not about:
@@ -164,6 +167,8 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
             validate_repo_id(args.push_to_hub)
         except HFValidationError as error:
             raise UserError(f"--push_to_hub {args.push_to_hub} is no repository id: {error}") from None
+    if args.export_onnx:
+        check_onnx()
     check_output(args.output_dir, args, "scores")
     last = [*models.values()][-1]
     for given, option in ((args.export_dir, "--export_dir"), (args.mteb_results, "--mteb_results")):
@@ -267,6 +272,13 @@ def main(args: argparse.Namespace) -> None:
         about |= {"document_prompt": of_documents[name]} if name in of_documents else {}
         return about | entry, found
 
+    def scored_by(graph: OnnxEncoder) -> Scores:
+        """On STS and bitexts."""
+        near = data._replace(retrievals=[])
+        distinct = list(dict.fromkeys(near.sentences))
+        vector = dict(zip(distinct, graph.encode(distinct), strict=True))
+        return score(vector, {}, None, near, device, args.bootstrap_samples, args.seed)[1]
+
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
     labels = {}
     if teacher_path:
@@ -330,7 +342,7 @@ def main(args: argparse.Namespace) -> None:
     if args.export_dir and "error" in entries[-1]:
         failed.append(f"{args.export_dir} was not written")
     elif args.export_dir:
-        exported = {key: value for key, value in entry.items() if key != "compared_with"}
+        exported, scored = {key: value for key, value in entry.items() if key != "compared_with"}, compared[last]
         if args.export_dtype == "fp16":
             rounded = {name: w.half() if w.is_floating_point() else w for name, w in encoder.state_dict().items()}
             encoder.load_state_dict(rounded)
@@ -341,13 +353,19 @@ def main(args: argparse.Namespace) -> None:
             if "cuts" in entry:
                 exported["cuts"] = score_cuts(vector, documents, scored, data, cuts, device)
         if accelerator.is_main_process:
-            exported = defined(exported) | {"path": public(models[last])}
             about |= {"settings": public_settings(settings), "notes": notes[last]}
-            card = model_card(exported, data, encoder, training_of(models[last]), notes[last])
             marker = argparse.Namespace(**public_settings(vars(args)))
             with writing(args.export_dir), replaced_folder(args.export_dir, marker, "an export") as folder:
                 dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]
-                export_model(folder, encoder, dtype, {"models": [exported]} | about, card, sample)
+                export_model(folder, encoder, dtype, sample)
+                if args.export_onnx:
+                    exported["onnx"], graphs = write_graphs(folder, args.export_onnx, sample)
+                if "int8" in args.export_onnx:
+                    exported["onnx"]["int8"]["compared_with"] = {"fp32": compare(scored_by(graphs["int8"]), scored)}
+                exported = defined(exported) | {"path": public(models[last])}
+                write_json(folder / "scores.json", {"models": [exported]} | about)
+                card = model_card(exported, data, encoder, training_of(models[last]), notes[last])
+                (folder / "README.md").write_text(card, encoding="utf-8")
             print(f"export: {args.export_dir}{fp16_loss(exported)}")
             if args.push_to_hub:
                 push(args.export_dir, args.push_to_hub)

@@ -274,6 +274,10 @@ class SentenceEncoder(nn.Module):
         else:
             tokens = self.transformer(input_ids=input_ids, **packed).last_hidden_state[0]
             tokens = unpack(tokens, slots, attention_mask)
+        return self.sentence_vectors(tokens, attention_mask)
+
+    def sentence_vectors(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """What follows the transformer: (sequences, longest, width) and their mask to (sequences, dimension) fp32."""
         # Pooled in fp32: a half-precision sum over the tokens loses digits that the labels have.
         tokens, mask = tokens.float(), attention_mask[..., None].float()
         if skipped := self.not_pooled:

@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
-from distill.folders import TRAINED, read_json, write_json
+from distill.folders import TRAINED, read_json
 from distill.scoring.bitext import Bitext
 from distill.scoring.report import (
+    Table,
     cuts_table,
     legend_of,
     markdown,
@@ -30,19 +31,17 @@ from distill.text_files import expand_languages
 USE = """\
     from sentence_transformers import SentenceTransformer
     vectors = SentenceTransformer("path/to/this/folder").encode(["I love plants", "amo le piante"])"""
+ONNX_USE = """\
+    SentenceTransformer("path/to/this/folder", backend="onnx", model_kwargs={{"file_name": "{file}"}})"""
 TOLERANCE = 1e-5  # between the vectors of a model and those of its folder, opened again
 
 
-def export_model(
-    folder: Path, encoder: SentenceEncoder, dtype: torch.dtype, scores: dict, card: str, sample: list[str]
-) -> None:
-    """Fill an empty folder with the model, scores.json and README.md; open it again and compare vectors.
+def export_model(folder: Path, encoder: SentenceEncoder, dtype: torch.dtype, sample: list[str]) -> None:
+    """Fill an empty folder with the model; open it again and compare vectors.
 
     RuntimeError where the vectors of the sample sentences differ by more than TOLERANCE: then the folder is no good.
     """
     encoder.save(folder, dtype)
-    write_json(folder / "scores.json", scores)
-    (folder / "README.md").write_text(card, encoding="utf-8")
     again = SentenceEncoder.from_pretrained(str(folder)).to(next(encoder.parameters()).device)
     difference = np.abs(again.encode(sample) - encoder.encode(sample)).max()
     if not difference <= TOLERANCE:
@@ -178,11 +177,38 @@ def evaluation_results(entry: dict, data: Data) -> list[EvalResult]:
     return results
 
 
+def against_fp32(entry: dict) -> str:
+    """By how much the means of something in fewer bits differ from those in fp32; nothing for what is in fp32."""
+    lost = entry.get("compared_with", {}).get("fp32", {}).get("summary", {})
+    return ", ".join(f"{name} {number(test['difference'], '+', digits=2)}" for name, test in lost.items())
+
+
 def fp16_loss(entry: dict) -> str:
     """What fp16 weights cost, in words; nothing for a model in fp32."""
-    lost = entry.get("compared_with", {}).get("fp32", {}).get("summary", {})
-    losses = ", ".join(f"{name} {number(test['difference'], '+', digits=2)}" for name, test in lost.items())
-    return f"; weights in fp16, against those in fp32: {losses}" if lost else ""
+    return f"; weights in fp16, against those in fp32: {lost}" if (lost := against_fp32(entry)) else ""
+
+
+def onnx_notes(entry: dict, encoder: SentenceEncoder) -> list[str]:
+    """What a card says of the graphs of an export."""
+    rows = [
+        [
+            f"`{one['file']}`",
+            f"{one['bytes'] / 1e6:.1f}",
+            f"{one['sentences_per_cpu_second']:.0f}",
+            against_fp32(one) or "-",
+        ]
+        for one in entry["onnx"].values()
+    ]
+    prompt = f"; a graph knows no prompt, so put {encoder.prompt!r} before each" if encoder.prompt else ""
+    return [
+        "## ONNX",
+        "From `input_ids` and `attention_mask`, as `tokenizer.json` has them of sentences cut at "
+        f"{encoder.max_seq_length} tokens{prompt}, a graph computes `sentence_embedding`, the vectors above, and "
+        "`last_hidden_state`, which sentence-transformers reads:",
+        ONNX_USE.format(file=Path(next(iter(entry["onnx"].values()))["file"]).name),
+        markdown(Table(["graph", "MB", "sentences per CPU-second", "means against fp32"], rows)),
+        "Speed on one thread of the CPU that it was made on.",
+    ]
 
 
 def trained_on(training: dict) -> str:
@@ -238,6 +264,8 @@ def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict
         parts += [markdown(table) for table in sts_tables([entry], data.sets)]
     for title, table in retrieval_tables([entry]):
         parts += [f"{title}, per cent:", markdown(table)]
+    if "onnx" in entry:
+        parts += onnx_notes(entry, encoder)
     if training:
         teachers = ", ".join(f"`{teacher}`" for teacher in training["teachers"])
         taught = f"Teacher: {teachers}. " if teachers else ""
