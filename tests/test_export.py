@@ -51,6 +51,29 @@ def test_it_opens_in_sentence_transformers_with_equal_vectors(tmp_path, top):
     assert top != "prompt" or opened.default_prompt_name == "query"
 
 
+def test_servers_find_what_they_read_by_its_name(tmp_path):
+    """text-embeddings-inference (router/src/lib.rs) and vLLM (get_pooling_config), neither of which pip brings here."""
+    dense = nn.Sequential(nn.Sequential(nn.Linear(32, 8), nn.Tanh()))
+    export_of(tmp_path, saved(tiny_encoder(dense=dense, normalize=True), tmp_path / "model"))
+    names = ("config", "sentence_bert_config", "modules", "1_Pooling/config", "2_Dense/config")
+    config, reads, modules, pooling, layer = (json.loads((tmp_path / f"export/{n}.json").read_text()) for n in names)
+    assert config["model_type"] == "bert" and config["architectures"] == ["BertModel"]
+    assert config["max_position_embeddings"] == 64 and config["pad_token_id"] == 0
+    assert reads == {"max_seq_length": 32, "do_lower_case": False}
+    keys = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")  # the one refuses a file without all four
+    modes = {f"pooling_mode_{key}": key == "mean_tokens" for key in keys}
+    assert pooling == {"word_embedding_dimension": 32} | modes  # the other takes any key that is true for a pooling
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    assert {one["path"]: one["type"] for one in modules} == {
+        path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()
+    }
+    activation = "torch.nn.modules.activation.Tanh"
+    assert layer == {"in_features": 32, "out_features": 8, "bias": True, "activation_function": activation}
+    assert {*load_file(tmp_path / "export/2_Dense/model.safetensors")} == {"linear.weight", "linear.bias"}
+    content = json.loads((tmp_path / "export/tokenizer.json").read_text())
+    assert content["model"]["type"] == "WordPiece"
+
+
 def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student):
     run_dir = tmp_path / "run"
     command = f"--pairs_dir {pairs} --teacher_model_name_or_path {teacher} --student_model_name_or_path {student} "
