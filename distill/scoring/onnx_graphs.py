@@ -6,6 +6,8 @@ onnx, onnxruntime and onnxscript are imported where they are used: nothing else 
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +45,18 @@ class _Graph(nn.Module):
         return tokens, self.encoder.sentence_vectors(tokens, attention_mask)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings: the exporter's are about its own parts, the quantizer's ask for what the exporter has done."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 class OnnxEncoder:
     """Sentences to vectors by a graph; the tokenizer, the prompt and the limit of tokens are an encoder's."""
 
@@ -73,8 +87,7 @@ def write_graph(encoder: SentenceEncoder, path: Path) -> None:
     axes = {0: "batch", 1: "sequence"}
     encoder.transformer.config._attn_implementation = "eager"  # written out: the other ways leave more nodes
     failure = f"a model of type {name} cannot be written as an ONNX graph, leave --export_onnx out"
-    with loading(failure), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts, and that both inputs share their axes
+    with loading(failure), _quietly():
         torch.onnx.export(
             _Graph(encoder).eval(),
             (inputs["input_ids"], inputs["attention_mask"]),
@@ -91,9 +104,8 @@ def quantize(path: Path, output: Path) -> None:
     """A graph with its matrices and embeddings in int8; what they are multiplied by is rounded as it comes."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.disable(logging.WARNING)  # it advises to infer shapes first, which the exporter has done
-    quantize_dynamic(path, output, per_channel=True, weight_type=QuantType.QUInt8)
-    logging.disable(logging.NOTSET)
+    with _quietly():
+        quantize_dynamic(path, output, per_channel=True, weight_type=QuantType.QUInt8)
 
 
 def write_graphs(folder: Path, kinds: list[str], sample: list[str]) -> tuple[dict[str, dict], dict[str, OnnxEncoder]]:
@@ -113,15 +125,17 @@ def write_graphs(folder: Path, kinds: list[str], sample: list[str]) -> tuple[dic
     if "int8" in kinds:
         quantize(paths["fp32"], paths["int8"])
         graphs["int8"] = OnnxEncoder(encoder, paths["int8"], torch.get_num_threads())
-    about = {kind: {"file": FILES[kind], "bytes": paths[kind].stat().st_size} for kind in graphs}
-    for kind, one in about.items():
-        one["sentences_per_cpu_second"] = speed(OnnxEncoder(encoder, paths[kind], threads=1), sample)
+    about = {}
+    for kind in kinds:
+        alone = OnnxEncoder(encoder, paths[kind], threads=1)
+        about[kind] = {"file": FILES[kind], "bytes": paths[kind].stat().st_size}
+        about[kind]["sentences_per_cpu_second"] = speed(alone, sample)
     if "fp32" not in kinds:
         paths["fp32"].unlink()
-    return {kind: about[kind] for kind in kinds}, {kind: graphs[kind] for kind in kinds}
+    return about, graphs
 
 
-def speed(encoder: SentenceEncoder | OnnxEncoder, sentences: list[str], times: int = 3) -> float:
+def speed(encoder: OnnxEncoder, sentences: list[str], times: int = 3) -> float:
     """Sentences per CPU-second, tokenizer included: the best of some passes after a first."""
     spent = []
     for _ in range(1 + times):
