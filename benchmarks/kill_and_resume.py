@@ -2,12 +2,14 @@
 
     python benchmarks/kill_and_resume.py --kills 20 --processes 1
     python benchmarks/kill_and_resume.py --kills 20 --processes 2
+    python benchmarks/kill_and_resume.py --trainer train_bridge.py --kills 20 --processes 2
 
 A random model of two layers with dropout on a part of samples/, 30 steps. An uninterrupted run is timed; then each
 run is killed once, in label computation, a step, a save and an evaluation by turns: in a random call of the function
-that does it, after a random part of the time that the call took. It is resumed from its latest checkpoint, or from
-none, and its weights, optimizer, random states, best student and metrics must equal those of the uninterrupted run,
-bit for bit. Of several processes, by turns one is killed, and all.
+that does it, after a random part of the time that the call took. In place of labels train_bridge.py has hard negatives,
+which it finds anew twice while it trains. A run is resumed from its latest checkpoint, or from none, and its weights,
+optimizer, random states, best student and metrics must equal those of the uninterrupted run, bit for bit. Of several
+processes, by turns one is killed, and all.
 """
 
 import argparse
@@ -26,6 +28,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 # OpenMP reads its number of threads when torch is loaded.
 os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -35,19 +39,48 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import build_pairs
+import train_bridge
 import train_distill
 from distill.command import run
 from distill.encoder.sentence_encoder import SentenceEncoder
+from distill.mining import negatives
 from distill.ranks import listening
 from distill.training import teachers, tokens
 from distill.training.watching import OF_THE_MACHINE
 
 ROOT = Path(__file__).parent.parent
-PLACES = {
-    "labels": "distill.training.teachers.fill",
-    "step": "train_distill.distillation_loss",
-    "save": "distill.training.course.save_checkpoint",
-    "evaluation": "train_distill.evaluate",
+
+
+class Trainer(NamedTuple):
+    """What is killed, and where: the function that does what each place is called by."""
+
+    script: ModuleType
+    places: dict[str, str]
+    options: str  # beside those of both
+
+
+SAVE = "distill.training.course.save_checkpoint"
+TRAINERS = {
+    "train_distill.py": Trainer(
+        train_distill,
+        {
+            "labels": "distill.training.teachers.fill",
+            "step": "train_distill.distillation_loss",
+            "save": SAVE,
+            "evaluation": "train_distill.evaluate",
+        },
+        "--teacher_model_name_or_path {folder}/teacher",
+    ),
+    "train_bridge.py": Trainer(
+        train_bridge,
+        {
+            "negatives": "distill.mining.negatives.fill",
+            "step": "train_bridge.Ranking.errors",
+            "save": SAVE,
+            "evaluation": "train_bridge.evaluate",
+        },
+        "--hard_negatives 2 --relative_margin 0 --refresh_negatives 11",
+    ),
 }
 OPTIONS = (
     "--max_train_steps 30 --checkpointing_steps 5 --eval_steps 7 --logging_steps 4 --learning_rate 1e-3 --dropout 0.1"
@@ -57,6 +90,7 @@ CHUNK = 16  # rows computed at a time, in place of thousands: label computation 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trainer", choices=TRAINERS, default="train_distill.py")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, choices=[1, 2, 3], default=1)
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
@@ -119,15 +153,15 @@ def prepare(folder: Path) -> None:
         SentenceEncoder(transformer, fast, "mean", torch.nn.Sequential(), False, 32).save(folder / name)
 
 
-def train(folder: Path, name: str, more: list[str]) -> None:
+def train(trainer: Trainer, folder: Path, name: str, more: list[str]) -> None:
     """The trainer, with every file that it writes in folder/name."""
     given = ["--pairs_dir", f"{folder}/pairs", "--cache_dir", f"{folder}/{name}/cache"]
-    given += [f"--{model}_model_name_or_path={folder}/{model}" for model in ("teacher", "student")]
+    given += ["--student_model_name_or_path", f"{folder}/student", *trainer.options.format(folder=folder).split()]
     given += ["--output_dir", f"{folder}/{name}/run", *OPTIONS.split(), *more]
-    for room in (teachers, tokens):
+    for room in (teachers, tokens, negatives):
         room.fill = lambda *args, fill=room.fill: fill(*args[:5], CHUNK, *args[6:])
     with listening():
-        run(train_distill.main, train_distill.build_parser().parse_args(given))
+        run(trainer.script.main, trainer.script.build_parser().parse_args(given))
 
 
 def fork(task: Callable, log: Path, variables: dict[str, str], group: int) -> int:
@@ -180,22 +214,22 @@ def processes(tasks: list[Callable], log: Path) -> list[int]:
 # ---------------------------------------------------------------- kills
 
 
-def measured(folder: Path, name: str, rank: int) -> None:
+def measured(trainer: Trainer, folder: Path, name: str, rank: int) -> None:
     """An uninterrupted run; rank 0 writes down how long each call at the places took."""
-    seconds = {place: [] for place in PLACES}
-    for place, path in PLACES.items():
+    seconds = {place: [] for place in trainer.places}
+    for place, path in trainer.places.items():
         owner, function = owner_of(path)
         setattr(owner, function, timed(getattr(owner, function), seconds[place]))
-    train(folder, name, [])
+    train(trainer, folder, name, [])
     if rank == 0:
         (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
-def killed(folder: Path, name: str, place: str, call: int, delay: float, kill: Callable) -> None:
-    owner, function = owner_of(PLACES[place])
+def killed(trainer: Trainer, folder: Path, name: str, place: str, call: int, delay: float, kill: Callable) -> None:
+    owner, function = owner_of(trainer.places[place])
     timer = threading.Timer(delay, kill)
     setattr(owner, function, acting_in(call, getattr(owner, function), timer.start))
-    train(folder, name, [])
+    train(trainer, folder, name, [])
 
 
 def outcome(run_folder: Path) -> dict:
@@ -210,21 +244,23 @@ def outcome(run_folder: Path) -> dict:
     }
 
 
-def one_kill(folder: Path, number: int, world: int, expected: dict, seconds: dict, draw: random.Random) -> bool:
+def one_kill(
+    trainer: Trainer, folder: Path, number: int, world: int, expected: dict, seconds: dict, draw: random.Random
+) -> bool:
     """Kill a run once and resume it; prints a line. True when it ended as expected."""
-    place = list(PLACES)[number % len(PLACES)]
+    place = list(seconds)[number % len(seconds)]
     name, codes = f"kill-{number}", [0]
     while -signal.SIGKILL not in codes:  # drawn again where the run was faster than the moment
         attempt = f"{name}-{draw.random()}"
         call = draw.randrange(len(seconds[place]))
         delay = draw.random() * seconds[place][call]
-        victim, alone = draw.randrange(world), world > 1 and number // len(PLACES) % 2 == 0
+        victim, alone = draw.randrange(world), world > 1 and number // len(seconds) % 2 == 0
         kill = signal.raise_signal if alone else partial(os.killpg, 0)  # 0: the group of the process itself
-        tasks = [partial(train, folder, attempt, [])] * world
-        tasks[victim] = partial(killed, folder, attempt, place, call + 1, delay, partial(kill, signal.SIGKILL))
+        tasks = [partial(train, trainer, folder, attempt, [])] * world
+        tasks[victim] = partial(killed, trainer, folder, attempt, place, call + 1, delay, partial(kill, signal.SIGKILL))
         codes = processes(tasks, folder / f"{attempt}.log")
     at = max((int(path.name.split("-")[1]) for path in (folder / attempt / "run").glob("checkpoint-*")), default=0)
-    tasks = [partial(train, folder, attempt, ["--resume_from_checkpoint", "latest"])] * world
+    tasks = [partial(train, trainer, folder, attempt, ["--resume_from_checkpoint", "latest"])] * world
     log = folder / f"{attempt}-resumed.log"
     codes = processes(tasks, log)
     whom = "" if world == 1 else f", rank {victim}" if alone else ", all ranks"
@@ -240,17 +276,17 @@ def one_kill(folder: Path, number: int, world: int, expected: dict, seconds: dic
 
 
 def main(args: argparse.Namespace) -> int:
-    start, draw = time.monotonic(), random.Random(args.seed)
+    start, draw, trainer = time.monotonic(), random.Random(args.seed), TRAINERS[args.trainer]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         processes([partial(prepare, folder)], folder / "prepare.log")
-        tasks = [partial(measured, folder, "whole", rank) for rank in range(args.processes)]
+        tasks = [partial(measured, trainer, folder, "whole", rank) for rank in range(args.processes)]
         codes = processes(tasks, folder / "whole.log")
         assert codes == [0] * args.processes, (folder / "whole.log").read_text()
         expected = outcome(folder / "whole/run")
         seconds = json.loads((folder / "seconds.json").read_text())
         survived = sum(
-            one_kill(folder, number, args.processes, expected, seconds, draw) for number in range(args.kills)
+            one_kill(trainer, folder, number, args.processes, expected, seconds, draw) for number in range(args.kills)
         )
     print(f"{args.processes} process(es), {time.monotonic() - start:.0f} s")
     print(f"{survived} of {args.kills} kills survived with equal weights")
