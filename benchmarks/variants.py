@@ -33,19 +33,23 @@ ROOT = Path(__file__).parent.parent
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vary", nargs="+", required=True, metavar="OPTIONS", help="of each variant, in quotes")
-    parser.add_argument("--seeds", nargs="+", default=["42"])
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--config_file", default=f"{ROOT}/accelerate_configs/multi_cpu.yaml")
-    parser.add_argument("--mixed_precision", default="bf16")
     parser.add_argument("--work_dir", default="benchmark/variants", help="folder for the runs, replaced one by one")
-    parser.add_argument("--distill", default="", metavar="OPTIONS", help="of all runs of train_distill.py, in quotes")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="of all runs")
+    add_runs(parser)
     return parser
 
 
-def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict, float]:
-    """Dev scores before and after a run, and its CPU-seconds, with those of its evaluations."""
-    folder = Path(args.work_dir, f"{variant} seed {seed}".replace("/", "-"))
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the options of all runs, which `launched` reads, and their seeds."""
+    parser.add_argument("--seeds", nargs="+", default=["42"])
+    parser.add_argument("--config_file", default=f"{ROOT}/accelerate_configs/multi_cpu.yaml")
+    parser.add_argument("--mixed_precision", default="bf16")
+    parser.add_argument("--distill", default="", metavar="OPTIONS", help="of all runs of train_distill.py, in quotes")
+    parser.add_argument("options", nargs="*", metavar="OPTION", help="of all runs")
+
+
+def launched(args: argparse.Namespace, variant: str, folder: Path, steps: int, *options: str) -> tuple[list, float]:
+    """The lines of metrics.jsonl of a run of so many steps, in a new folder, and its CPU-seconds."""
     own, script = shlex.split(variant), "train_distill.py"
     if own and own[0].endswith(".py"):
         script = own.pop(0)
@@ -54,17 +58,24 @@ def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
     command += ["--mixed_precision", args.mixed_precision, f"{ROOT}/{script}", *args.options]
-    command += [*own, "--seed", seed, "--output_dir", str(folder), "--logging_steps", str(args.steps)]
-    command += ["--max_train_steps", str(args.steps), "--eval_steps", str(args.steps)]
+    command += [*own, *options, "--output_dir", str(folder), "--logging_steps", str(steps)]
+    command += ["--max_train_steps", str(steps), "--eval_steps", str(steps)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=environment, check=True)
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    before, after = (line for line in lines if "sts" in line)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return before, after, end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines, end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+
+
+def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict, float]:
+    """Dev scores before and after a run, and its CPU-seconds, with those of its evaluations."""
+    folder = Path(args.work_dir, f"{variant} seed {seed}".replace("/", "-"))
+    lines, seconds = launched(args, variant, folder, args.steps, "--seed", seed)
+    before, after = (line for line in lines if "sts" in line)
+    return before, after, seconds
 
 
 def figures(scores: dict) -> list[float]:
