@@ -39,6 +39,7 @@ from distill.pairs.pairs_folder import load_splits
 from distill.scoring.bitext import read_bitext
 from distill.scoring.retrieval import mixed_scores, pools_of
 from distill.scoring.sts import read_sts
+from distill.training.checkpoints import BEST, LAST
 from distill.training.watching import evaluate
 
 
@@ -124,7 +125,8 @@ def dev_scores(args: argparse.Namespace, model: str) -> dict:
     scores = evaluate(student, load_splits(args.pairs_dir)["dev"], None, read_sts(args.sts_dev), accelerator)
     [pool] = pools_of(read_bitext(f"{args.pairs_dir}:dev"))
     vector = encode_on_all_ranks(student, pool.sentences, accelerator)
-    found = mixed_scores(pool, np.stack([vector[sentence] for sentence in pool.sentences]), accelerator.device)
+    vectors, queries = np.stack([vector[sentence] for sentence in pool.sentences]), np.arange(len(pool.sentences))
+    found = mixed_scores(pool, vectors, queries, accelerator.device)
     return scores | {"mixed_accuracy": found["accuracy@1"].mean()}
 
 
@@ -167,7 +169,8 @@ class Runs:
         def make() -> dict:
             costs.append(self.trained(folder, approach.variant, rate, seed, start, steps))
             scores = dev_scores(self.args, str(folder / "student"))
-            shutil.rmtree(folder / "student")
+            for student in (BEST, LAST):
+                shutil.rmtree(folder / student)
             return scores | {cost: sum(of_part[cost] for of_part in costs) for cost in ("tokens", "seconds")}
 
         return kept(folder / "result.json", make)
