@@ -212,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
         runs = Runs(args, count)
         rows = [["before", "", *(cell([value]) for value in scores(start, start)), "", ""]]
         rows += [runs.row(name, start) for name in args.approaches]
-        print(f"\n{count:,} pairs, {runs.steps} steps of {args.batch_size}, {len(args.seeds)} seeds\n")
+        print(f"\n{count:,} pairs, {runs.steps} steps of {args.batch_size}, seeds {' '.join(args.seeds)}\n")
         print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), flush=True)
 
 
