@@ -16,7 +16,7 @@ python build_student.py graft --encoder_model_name_or_path "$TEACHER" --pairs_di
 
 accelerate launch --config_file accelerate_configs/cpu.yaml train_distill.py --pairs_dir $OUT/pairs \
   --teacher_model_name_or_path "$TEACHER" --student_model_name_or_path $OUT/student --output_dir $OUT/run \
-  --num_train_epochs 1 --learning_rate 8e-4 --eval_steps 60
+  --num_train_epochs 1 --learning_rate 8e-4 --eval_steps 60 --skip_first_evaluation
 
 python eval_sts.py --model_name_or_path teacher="$TEACHER" before=$OUT/student after=$OUT/run/student \
   --sts "samples/sts-{en,it,es,ar,fr,de}.csv" --output_dir $OUT/scores --export_dir $OUT/export \
