@@ -703,7 +703,7 @@ def test_a_run_learns_and_leaves_what_it_promises(pairs, teacher, student, tmp_p
     per_epoch = -(-len(metrics_pairs(pairs)) // 64)
     assert metrics(output, "step")[-1] == 2 * per_epoch
     assert {path.name for path in output.iterdir()} == {
-        *("args.json", "metrics.jsonl", "curves.png", "student"),
+        *("args.json", "metrics.jsonl", "curves.png", "student", "last"),
         *(f"checkpoint-{step}" for step in (8 * (2 * per_epoch // 8), 2 * per_epoch)),
     }
     best = SentenceEncoder.from_pretrained(str(output / "student"))
