@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", default=f"{DATA}/ted_multi_sample.parquet", help="of the TED schema")
     parser.add_argument("--sts_dev", default=f"{DATA}/stsb_multi_mt/stsb-{{en,it}}-dev.csv", help="of time to quality")
     parser.add_argument("--rows", type=int, help="train on so many source sentences (if not given: all)")
+    parser.add_argument("--dev_rows", type=int, help="and take the dev scores on so many (if not given: all)")
     parser.add_argument("--model", default="minilm4", help="a folder, or minilm4 (4 layers x 384), xlmr (XLM-R base)")
     parser.add_argument("--teacher", default=get_model_path(), help="folder (if not given: the demo's)")
     parser.add_argument("--trim", action="store_true", help="cut the student's vocabulary to that of the pairs")
@@ -85,7 +86,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     command = f"--corpus {args.corpus} --target_languages {languages} --output_dir {folder}/all_pairs"
     build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
     pairs = load_pairs(f"{folder}/all_pairs")
-    pairs["train"] = pairs["train"].shuffle(seed=0).select(range(args.rows or len(pairs["train"]))).flatten_indices()
+    for split, rows in (("train", args.rows), ("dev", args.dev_rows)):
+        pairs[split] = pairs[split].shuffle(seed=0).select(range(rows or len(pairs[split]))).flatten_indices()
     pairs.save_to_disk(folder / "pairs")
     if args.model in ("minilm4", "xlmr"):
         make_student(args.model, folder)
