@@ -182,6 +182,16 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         find_folder(last)  # before hours of scoring the others
 
 
+def read_data(args: argparse.Namespace) -> tuple[Data, list[str]]:
+    """What models are scored on; names of the bitexts that are left out, of one pair."""
+    sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
+    bitexts = read_all(args.bitext, read_bitext)
+    alone = [one.name for one in bitexts if len(one.sources) < 2]
+    bitexts = [one for one in bitexts if one.name not in alone]
+    retrievals = read_all(args.retrieval, lambda spec, name: [read_retrieval(spec, name)])
+    return Data(sets, bitexts, pools_of(bitexts), args.margin, retrievals), alone
+
+
 # ---------------------------------------------------------------- vectors
 
 
@@ -200,6 +210,14 @@ def embed(
     if not finite:
         raise UserError(f"{name} gives vectors that are not finite: its weights, or this precision, are at fault")
     return vector
+
+
+def scored_by(graph: OnnxEncoder, data: Data, device, args: argparse.Namespace) -> Scores:
+    """What an export's graph scores on STS and bitexts."""
+    near = data._replace(retrievals=[])
+    distinct = list(dict.fromkeys(near.sentences))
+    vector = dict(zip(distinct, graph.encode(distinct), strict=True))
+    return score(vector, {}, None, near, device, args.bootstrap_samples, args.seed)[1]
 
 
 # ---------------------------------------------------------------- output
@@ -233,13 +251,9 @@ def main(args: argparse.Namespace) -> None:
     of_documents = prompts_of(models, document_prompt=args.document_prompt)
     of_documents = {name: text for name, given in of_documents.items() for text in given.values()}
     of_teacher = [n for n, path in models.items() if path == teacher_path and prompts[n] == prompts["teacher"]]
-    sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
-    bitexts = read_all(args.bitext, read_bitext)
-    alone = [one.name for one in bitexts if len(one.sources) < 2]
-    bitexts = [one for one in bitexts if one.name not in alone]
-    data = Data(sets, bitexts, args.margin, read_all(args.retrieval, lambda spec, name: [read_retrieval(spec, name)]))
-    if args.mteb_results:
-        list(sets_of_tasks(data))  # which names a mistake before hours of scoring
+    data, alone = read_data(args)
+    sets, bitexts = data.sets, data.bitexts
+    of_mteb = sets_of_tasks(data) if args.mteb_results else []  # which names a mistake before hours of scoring
     notes = {name: training_notes(name, path, sets, bitexts) for name, path in models.items()}
     notes = {name: [*size_notes(data, alone), *known] for name, known in notes.items()}
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]
@@ -272,13 +286,6 @@ def main(args: argparse.Namespace) -> None:
         about |= {"document_prompt": of_documents[name]} if name in of_documents else {}
         return about | entry, found
 
-    def scored_by(graph: OnnxEncoder) -> Scores:
-        """On STS and bitexts."""
-        near = data._replace(retrievals=[])
-        distinct = list(dict.fromkeys(near.sentences))
-        vector = dict(zip(distinct, graph.encode(distinct), strict=True))
-        return score(vector, {}, None, near, device, args.bootstrap_samples, args.seed)[1]
-
     # The teacher's vectors; where only the teacher ends in Normalize, those before it, as train_distill.py's labels
     labels = {}
     if teacher_path:
@@ -292,7 +299,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Each model in turn; one that cannot be loaded is told of at the end
     entries, compared, nearness, placed = [], {}, {}, {}
-    pool = sample_of(pools_of(bitexts)[0], ON_MAP) if bitexts else None
+    pool = sample_of(data.pools[0], ON_MAP) if bitexts else None
     reads = [f"teacher reads {teacher.reads}"] if teacher_path and teacher.prompt else []
     for name, path in models.items():
         try:
@@ -317,7 +324,7 @@ def main(args: argparse.Namespace) -> None:
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
     if args.truncate_dim or args.precision:
         cuts = cuts_of(vector, args.truncate_dim, args.precision)
-        entry["cuts"] = score_cuts(vector, documents, compared[last], data, cuts, device)
+        entry["cuts"] = score_cuts(vector, documents, compared[last], data, cuts, device, args.seed)
 
     # Scores
     settings = vars(args) | {"device": device.type, "mixed_precision": accelerator.mixed_precision}
@@ -334,7 +341,7 @@ def main(args: argparse.Namespace) -> None:
             print_nearness(args.sentences, nearness)
         if args.mteb_results and "error" not in entries[-1]:
             model = args.push_to_hub or f"local/{last}"
-            tasks = write_mteb_results(args.mteb_results, model, entry, data, encoder)
+            tasks = write_mteb_results(args.mteb_results, model, entry, of_mteb, encoder)
             print(f"\nMTEB's results: {args.mteb_results} ({', '.join(tasks)})")
         print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, pictures)")
 
@@ -351,7 +358,7 @@ def main(args: argparse.Namespace) -> None:
             exported, scored = scored_on_all(last, vector, documents, encoder)
             exported["compared_with"] = {"fp32": compare(scored, compared[last])}
             if "cuts" in entry:
-                exported["cuts"] = score_cuts(vector, documents, scored, data, cuts, device)
+                exported["cuts"] = score_cuts(vector, documents, scored, data, cuts, device, args.seed)
         if accelerator.is_main_process:
             about |= {"settings": public_settings(settings), "notes": notes[last]}
             marker = argparse.Namespace(**public_settings(vars(args)))
@@ -361,7 +368,8 @@ def main(args: argparse.Namespace) -> None:
                 if args.export_onnx:
                     exported["onnx"], graphs = write_graphs(folder, args.export_onnx, sample)
                 if "int8" in args.export_onnx:
-                    exported["onnx"]["int8"]["compared_with"] = {"fp32": compare(scored_by(graphs["int8"]), scored)}
+                    by_int8 = scored_by(graphs["int8"], data, device, args)
+                    exported["onnx"]["int8"]["compared_with"] = {"fp32": compare(by_int8, scored)}
                 exported = defined(exported) | {"path": public(models[last])}
                 write_json(folder / "scores.json", {"models": [exported]} | about)
                 card = model_card(exported, data, encoder, training_of(models[last]), notes[last])

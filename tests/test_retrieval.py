@@ -16,6 +16,7 @@ from distill.scoring import pictures, retrieval, scores
 from distill.scoring.bitext import Bitext
 from distill.scoring.retrieval import mixed_scores, pools_of, read_retrieval, retrieval_scores, sample_of
 from distill.scoring.search import k_nearest
+from distill.scoring.sts import StsSet
 from eval_sts import build_parser, main
 
 CPU = torch.device("cpu")
@@ -113,9 +114,10 @@ def test_of_a_large_pool_some_sentences_are_queries_of_either_language(monkeypat
     monkeypatch.setattr(scores, "QUERIES", 20)
     sides = [f"s{i}" for i in range(50)], [f"t{i}" for i in range(50)]
     vector = dict(zip(sides[0] + sides[1], np.random.default_rng(0).standard_normal((100, 8)), strict=True))
-    entry, headline = scores.score_mixed([Bitext("en-it", ("en", "it"), *sides, "")], vector, CPU, 20, seed=1)
+    pools = pools_of([Bitext("en-it", ("en", "it"), *sides, "")])
+    entry, headline = scores.score_mixed(pools, vector, CPU, 20, seed=1)
     assert (entry["mixed"]["n"], entry["mixed"]["sentences"], headline["mixed"].trials) == (20, 100, 17)
-    same, _ = scores.score_mixed([Bitext("en-it", ("en", "it"), *sides, "")], vector, CPU, 20, seed=1)
+    same, _ = scores.score_mixed(pools, vector, CPU, 20, seed=1)
     assert same == entry
 
 
@@ -148,6 +150,27 @@ def test_pictures_say_what_they_show(tmp_path, monkeypatch):
         "mixed, accuracy\nn = 9",
     ]
     assert sorted(text.get_text() for text in panel.texts) == ["100", "100", "25", "25"]
+
+
+def test_a_heatmap_names_the_set_the_model_the_data_and_n(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
+    one = StsSet("x/en", ("en", "en"), ["a", "b"], ["c", "d"], np.array([0.0, 1.0]), "data/stsb-{en}-test.csv")
+    pictures.draw_heatmaps(tmp_path / "heatmaps.png", [one], {"after": {"x/en": 50.0}}, None)
+    assert figures[0].axes[0].get_title() == "x after\nstsb-test, n = 2"
+
+
+def test_of_a_cut_pool_the_same_sentences_are_queries(monkeypatch):
+    monkeypatch.setattr(scores, "QUERIES", 20)
+    sides = [f"s{i}" for i in range(50)], [f"t{i}" for i in range(50)]
+    vector = np.random.default_rng(0).standard_normal((50, 8)).repeat(2, axis=0)
+    vector += 0.5 * np.random.default_rng(1).standard_normal((100, 8))
+    vector = dict(zip([s for both in zip(*sides, strict=True) for s in both], vector, strict=True))
+    bitexts = [Bitext("en-it", ("en", "it"), *sides, "")]
+    data = scores.Data([], bitexts, pools_of(bitexts), False, [])
+    _, whole = scores.score(vector, {}, None, data, CPU, 20, seed=7)
+    [cut] = scores.score_cuts(vector, {}, whole, data, [(8, "fp32")], CPU, seed=7)
+    assert cut["kept"]["mixed"] == 1 and 0 < cut["summary"]["mixed"] < 1
 
 
 def test_what_is_hidden_is_hidden_in_every_block():

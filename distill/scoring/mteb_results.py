@@ -1,7 +1,6 @@
 """Scores of sets that MTEB has too, in the files that its library reads (Muennighoff et al. 2023, arXiv 2210.07316)."""
 
 import re
-from collections.abc import Iterator
 
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
@@ -26,12 +25,12 @@ def known_tasks() -> dict[str, object]:
     return {task.metadata.dataset["path"]: task for task in tasks} | {task.metadata.name: task for task in tasks}
 
 
-def sets_of_tasks(data: Data) -> Iterator[tuple[object, str, str, object]]:
+def sets_of_tasks(data: Data) -> list[tuple[object, str, str, object]]:
     """MTEB's task, split and subset of each set that MTEB has, and the set. UserError where no set is one of MTEB's.
 
     A set is one of a task whose name it was given as NAME=, or whose data set it was read from.
     """
-    tasks, none = known_tasks(), True
+    tasks, found = known_tasks(), []
     for one in (*data.sets, *data.bitexts):
         task = tasks.get(one.name.rpartition("/")[0]) or tasks.get(re.split("[:@]", one.spec)[0])
         kind = "STS" if isinstance(one, StsSet) else "BitextMining"
@@ -40,13 +39,13 @@ def sets_of_tasks(data: Data) -> Iterator[tuple[object, str, str, object]]:
         for subset, written in task.metadata.hf_subsets_to_langscripts.items():
             tags = [standard_tag(language.partition("-")[0]) for language in written]
             if set(tags) == set(one.languages) and (kind == "BitextMining" or (tags[0], tags[-1]) == one.languages):
-                none = False
-                yield task, split_of(task, one.spec), subset, one
-    if none:
+                found.append((task, split_of(task, one.spec), subset, one))
+    if not found:
         raise UserError(
             f"--mteb_results: no set is one of MTEB's: name it as its task, {', '.join(TASKS)}, as in "
             "--sts STS17='sts17-{en-de,es-en}.csv'"
         )
+    return found
 
 
 def split_of(task, spec: str) -> str:
@@ -58,17 +57,17 @@ def split_of(task, spec: str) -> str:
     return splits[0] if len(splits) == 1 else named[0]
 
 
-def write_mteb_results(folder: str, model: str, entry: dict, data: Data, encoder: SentenceEncoder) -> list[str]:
+def write_mteb_results(folder: str, model: str, entry: dict, sets: list[tuple], encoder: SentenceEncoder) -> list[str]:
     """`results/MODEL/no_revision_available/TASK.json` in a folder, beside what it holds; returns the tasks' names.
 
-    entry: the model's as scores.json has it; `model`: its id on the hub, or to be.
+    entry: the model's as scores.json has it; `model`: its id on the hub, or to be; sets: as `sets_of_tasks` has them.
     """
     from mteb import TaskResult
     from mteb.cache import ResultCache
     from mteb.models import ModelMeta
 
     scores, tasks = {}, {}
-    for task, split, subset, one in sets_of_tasks(data):
+    for task, split, subset, one in sets:
         name = task.metadata.name
         tasks[name] = task
         if isinstance(one, StsSet):

@@ -51,7 +51,7 @@ def draw_heatmaps(path: Path, sets: list[StsSet], columns: dict[str, dict[str, f
         image = panel.imshow(grid.matrix(values), vmin=low, vmax=high, cmap=colours)
         panel.set_xticks(range(len(grid.languages)), grid.languages)
         panel.set_yticks(range(len(grid.languages)), grid.languages)
-        panel.set(title=f"{title}\n{grid.data}", xlabel="sentence2", ylabel="sentence1")
+        panel.set(title=f"{grid.title} {title}".strip() + f"\n{grid.data}", xlabel="sentence2", ylabel="sentence1")
         for (one, other), name in grid.names.items():
             red, green, blue, _ = image.cmap(image.norm(values[name]))
             colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,24 @@ BITEXT_COLUMNS = {
     "mean_accuracy": "mean",
     "margin_mean_accuracy": "mean, by margin",
     "negative_mse": "negative MSE",
+}
+SEARCH_COLUMNS = {
+    "mixed": {
+        "n": "n",
+        "sentences": "pool",
+        "accuracy@1": "accuracy@1",
+        "mrr@10": "MRR@10",
+        "ndcg@10": "nDCG@10",
+        "language_bias": "language bias",
+    },
+    "retrieval": {
+        "n": "n",
+        "documents": "documents",
+        "ndcg@10": "nDCG@10",
+        "mrr@10": "MRR@10",
+        "accuracy@1": "accuracy@1",
+        "recall@100": "recall@100",
+    },
 }
 
 
@@ -184,28 +203,15 @@ def bitext_table(entries: list[dict]) -> Table:
     return Table(["", "n", *(BITEXT_COLUMNS[key] for key in columns)], rows)
 
 
-def mixed_table(entries: list[dict]) -> Table:
-    """Retrieval in one pool of all languages, x 100, a row for each pool and model; n: queries."""
-    keys = ["accuracy@1", "mrr@10", "ndcg@10", "language_bias"]
-    rows = [
-        [f"{name} {entry['name']}", str(scores["n"]), str(scores["sentences"]), *(number(scores[key]) for key in keys)]
-        for name in entries[0]["mixed"]
-        for entry in entries
-        for scores in [entry["mixed"][name]]
-    ]
-    return Table(["", "n", "pool", "accuracy@1", "MRR@10", "nDCG@10", "language bias"], rows)
-
-
-def retrieval_table(entries: list[dict]) -> Table:
-    """Retrieval from files, x 100, a row for each set and model; n: queries."""
-    keys = ["ndcg@10", "mrr@10", "accuracy@1", "recall@100"]
-    rows = [
-        [f"{name} {entry['name']}", str(scores["n"]), str(scores["documents"]), *(number(scores[key]) for key in keys)]
-        for name in entries[0]["retrieval"]
-        for entry in entries
-        for scores in [entry["retrieval"][name]]
-    ]
-    return Table(["", "n", "documents", "nDCG@10", "MRR@10", "accuracy@1", "recall@100"], rows)
+def search_table(entries: list[dict], task: str) -> Table:
+    """Retrieval in one pool of all languages, or from files: x 100, a row for each set and model; n: queries."""
+    columns, rows = SEARCH_COLUMNS[task], []
+    for name in entries[0][task]:
+        for entry in entries:
+            values = [entry[task][name][key] for key in columns]
+            cells = (str(value) if isinstance(value, int) else number(value) for value in values)
+            rows.append([f"{name} {entry['name']}", *cells])
+    return Table(["", *columns.values()], rows)
 
 
 def cuts_table(entry: dict) -> Table:
@@ -276,8 +282,8 @@ def retrieval_tables(entries: list[dict]) -> list[tuple[str, Table]]:
     """Titles and tables of all that is found by a search, as far as there is any."""
     tables = {
         "bitext": ("Translation accuracy", bitext_table),
-        "mixed": ("All languages in one pool", mixed_table),
-        "retrieval": ("Retrieval", retrieval_table),
+        "mixed": ("All languages in one pool", partial(search_table, task="mixed")),
+        "retrieval": ("Retrieval", partial(search_table, task="retrieval")),
     }
     return [(title, table(entries)) for task, (title, table) in tables.items() if entries[0][task]]
 

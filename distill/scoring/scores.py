@@ -8,7 +8,7 @@ from distill.scoring.bitext import Bitext, negative_mse, translation_accuracy, t
 from distill.scoring.bootstrap import Score, Scores, interval, means, resampled_means
 from distill.scoring.cutting import bytes_of, cut
 from distill.scoring.metrics import similarities, sts_resamples, sts_scores
-from distill.scoring.retrieval import Retrieval, mixed_scores, pools_of, retrieval_scores
+from distill.scoring.retrieval import Pool, Retrieval, mixed_scores, retrieval_scores
 from distill.scoring.search import nearest_neighbours
 from distill.scoring.sts import StsSet
 
@@ -21,6 +21,7 @@ class Data(NamedTuple):
 
     sets: list[StsSet]
     bitexts: list[Bitext]
+    pools: list[Pool]  # those of the bitexts
     margin: bool  # bitexts by the ratio margin too
     retrievals: list[Retrieval]
 
@@ -48,7 +49,7 @@ def score(
     tasks = {"sts": score_sts(data.sets, vector, *bootstrap), "bitext": ({}, {})}
     if data.bitexts:
         tasks["bitext"] = score_bitext(data.bitexts, vector, labels, data.margin, device, *bootstrap)
-    tasks["mixed"] = score_mixed(data.bitexts, vector, device, *bootstrap)
+    tasks["mixed"] = score_mixed(data.pools, vector, device, *bootstrap)
     tasks["retrieval"] = score_retrieval(data.retrievals, vector, documents, device, *bootstrap)
     entry, scores = ({task: both[side] for task, both in tasks.items()} for side in (0, 1))
     summary = means(data.sets, scores)
@@ -103,15 +104,13 @@ def score_bitext(
     return entry, headline
 
 
-def score_mixed(
-    bitexts: list[Bitext], vector: Vectors, device, samples: int, seed: int
-) -> tuple[dict, dict[str, Score]]:
+def score_mixed(pools: list[Pool], vector: Vectors, device, samples: int, seed: int) -> tuple[dict, dict[str, Score]]:
     """Retrieval in one pool of all languages with 95% intervals; its accuracy with its resamples, of whole meanings.
 
     Of more than QUERIES sentences only so many, drawn by the seed, are searched for among all.
     """
     entry, headline = {}, {}
-    for pool in pools_of(bitexts):
+    for pool in pools:
         count = len(pool.sentences)
         queries = np.sort(np.random.default_rng(seed).choice(count, min(count, QUERIES), replace=False))
         values = mixed_scores(pool, np.stack([vector[sentence] for sentence in pool.sentences]), queries, device)
@@ -155,13 +154,16 @@ def mean_scores(
 
 
 def score_cuts(
-    vector: Vectors, documents: Vectors, whole: Scores, data: Data, cuts: list[tuple[int, str]], device
+    vector: Vectors, documents: Vectors, whole: Scores, data: Data, cuts: list[tuple[int, str]], device, seed: int
 ) -> list[dict]:
-    """What is left of a model's means in each of `cuts`, (dimensions, precision), and its share of the whole ones'."""
+    """What is left of a model's means in each of `cuts`, (dimensions, precision), and its share of the whole ones'.
+
+    `seed`: of the whole ones, which draws the queries of a large pool.
+    """
     found = []
     for dimensions, precision in cuts:
         less = [cut(part, dimensions, precision) if part else part for part in (vector, documents)]
-        _, scores = score(*less, None, data, device, samples=1, seed=0)
+        _, scores = score(*less, None, data, device, samples=1, seed=seed)
         values = {name: mean.value for name, mean in scores["summary"].items()}
         kept = {name: value / whole["summary"][name].value for name, value in values.items()}
         about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}

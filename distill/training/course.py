@@ -158,14 +158,16 @@ class Course:
         tell = self.accelerator.on_main_process(self.tally.bar.write)
         tell(evaluation_report(progress, self.plan.metric, scores), sys.stderr)
         if better and progress.best_score >= self.saved[1]:
-            step, score = self.saved = progress.best_step, progress.best_score
-            about = Namespace(**self.about, step=step, score=score)
-            save = partial(save_student, student, self.output_dir / BEST, about)
-            on_first_rank(save, self.accelerator, self.output_dir)
+            self.saved = progress.best_step, progress.best_score
+            self.keep(student, BEST, *self.saved)
         if self.done():
-            about = Namespace(**self.about, step=progress.step, score=scores[self.plan.metric])
-            save = partial(save_student, student, self.output_dir / LAST, about)
-            on_first_rank(save, self.accelerator, self.output_dir)
+            self.keep(student, LAST, progress.step, scores[self.plan.metric])
+
+    def keep(self, student: SentenceEncoder, name: str, step: int, score: float) -> None:
+        """Write a student into the run's folder under a name."""
+        about = Namespace(**self.about, step=step, score=score)
+        save = partial(save_student, student, self.output_dir / name, about)
+        on_first_rank(save, self.accelerator, self.output_dir)
 
     def end(self) -> None:
         """Let no signal change the exit code any more, which is decided: a script that ends has others signalled."""
