@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on samples/, on a CPU, in under five minutes: pairs, a grafted student, training, scores.
+# The whole pipeline on samples/, on a CPU, in two to five minutes: pairs, a grafted student, training, scores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
