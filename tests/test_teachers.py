@@ -308,7 +308,7 @@ def test_a_language_that_loses_all_rows_is_none_any_more(pairs, table, student, 
         targets = row["targets"][:1] if row["source"] not in lost else [row["targets"][0] | {"language": "fr"}]
         return {"targets": targets}
 
-    splits.map(only).save_to_disk(folder)
+    splits.map(only, keep_in_memory=True).save_to_disk(folder)
     frame = pq.read_table(table)
     pq.write_table(
         frame.filter(pa.array([s not in lost for s in frame["sentence"].to_pylist()])), tmp_path / "x.parquet"

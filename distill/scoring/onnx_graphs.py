@@ -88,16 +88,17 @@ def write_graph(encoder: SentenceEncoder, path: Path) -> None:
     encoder.transformer.config._attn_implementation = "eager"  # written out: the other ways leave more nodes
     failure = f"a model of type {name} cannot be written as an ONNX graph, leave --export_onnx out"
     with loading(failure), _quietly():
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Graph(encoder).eval(),
             (inputs["input_ids"], inputs["attention_mask"]),
-            path,
             input_names=["input_ids", "attention_mask"],
             output_names=["last_hidden_state", "sentence_embedding"],
             dynamic_shapes=(axes, axes),
-            external_data=False,
             verbose=False,
         )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the exporter notes the lines of source, with the paths of this machine
+    program.save(path, external_data=False)
 
 
 def quantize(path: Path, output: Path) -> None:
