@@ -21,7 +21,6 @@ import shlex
 import shutil
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +31,10 @@ from datasets import DatasetDict
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.variants import add_runs, cell, figures, launched
-from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
+from benchmarks.variants import add_runs, cell, check_kept, figures, kept, launched, mixed_accuracy
+from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import read_json, write_json
 from distill.pairs.pairs_folder import load_splits
-from distill.scoring.bitext import read_bitext
-from distill.scoring.retrieval import mixed_scores, pools_of
 from distill.scoring.sts import read_sts
 from distill.training.checkpoints import BEST, LAST
 from distill.training.watching import evaluate
@@ -82,14 +79,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def kept(path: Path, make: Callable[[], dict]) -> dict:
-    """What a JSON file holds; made and written where it is not there."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-    return read_json(path, {})
-
-
 # ---------------------------------------------------------------- what all train on, and are measured by
 
 
@@ -123,11 +112,7 @@ def dev_scores(args: argparse.Namespace, model: str) -> dict:
     """Dev scores as the trainers have them, and `mixed_accuracy`: translations found in one pool of all languages."""
     accelerator, student = Accelerator(cpu=True), SentenceEncoder.from_pretrained(model)
     scores = evaluate(student, load_splits(args.pairs_dir)["dev"], None, read_sts(args.sts_dev), accelerator)
-    [pool] = pools_of(read_bitext(f"{args.pairs_dir}:dev"))
-    vector = encode_on_all_ranks(student, pool.sentences, accelerator)
-    vectors, queries = np.stack([vector[sentence] for sentence in pool.sentences]), np.arange(len(pool.sentences))
-    found = mixed_scores(pool, vectors, queries, accelerator.device)
-    return scores | {"mixed_accuracy": found["accuracy@1"].mean()}
+    return scores | {"mixed_accuracy": mixed_accuracy(student, args.pairs_dir, accelerator)}
 
 
 # ---------------------------------------------------------------- runs
@@ -196,16 +181,14 @@ class Runs:
 
 def scores(result: dict, start: dict) -> list[float]:
     """STS within and across languages and of English, what is kept of that, both accuracies; x 100."""
-    english, within, across, accuracy = figures(result)
-    return [within, across, english, english - figures(start)[0], accuracy, 100 * result["mixed_accuracy"]]
+    english, within, across, accuracy, mixed = figures(result)
+    return [within, across, english, english - figures(start)[0], accuracy, mixed]
 
 
 def main(args: argparse.Namespace) -> None:
     work_dir = Path(args.work_dir)
     args.distill = f"--teacher_model_name_or_path {shlex.quote(args.teacher_model_name_or_path)} {args.distill}"
-    settings = {name: value for name, value in vars(args).items() if name not in OF_A_CALL}
-    if kept(work_dir / "settings.json", lambda: settings) != settings:
-        sys.exit(f"bridge_vs_distillation.py: {work_dir} holds runs with other options: name another --work_dir")
+    check_kept(args, OF_A_CALL)
     start = kept(work_dir / "start.json", lambda: dev_scores(args, args.student_model_name_or_path))
     headers = ["", "rate", "within", "across", "en", "en kept", "accuracy", "mixed pool", "M tokens", "CPU-seconds"]
     for count in args.pairs:

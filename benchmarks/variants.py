@@ -1,8 +1,8 @@
 """What options make of a student: dev scores of runs that differ in them, mean and standard deviation over seeds.
 
-    python benchmarks/variants.py --steps 50 --vary "--learning_rate 5e-5" "--learning_rate 3e-4" -- \\
-      --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' --student_model_name_or_path e5/ \\
-      --teacher_model_name_or_path intfloat/multilingual-e5-small
+    python benchmarks/variants.py --steps 100 --seeds 1 2 3 --learning_rate 8e-4 2e-3 --vary "--loss mse" \\
+      "--loss mse distribution:0.3" -- --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' \\
+      --student_model_name_or_path student/ --teacher_model_name_or_path sentence-transformers/all-MiniLM-L6-v2
 
     python benchmarks/variants.py --vary "--loss mse" "train_bridge.py --margin 0.3" \\
       --distill "--teacher_model_name_or_path teacher/" -- --pairs_dir pairs/ --sts_dev 'stsb-{en,it}-dev.csv' \\
@@ -10,7 +10,11 @@
 
 Behind `--` stand the options of the trainer that all runs have, --sts_dev among them; a variant that is one word
 begins with a space. The trainer is train_distill.py unless a variant begins with another's name. Each run is a whole
-schedule, two processes on a CPU; evaluated before its first step and after its last.
+schedule, evaluated before its first step (unless --skip_first_evaluation is among the options) and after its last. Of
+several learning rates each is tried on the first seed, and the best by STS across languages plus accuracy is taken.
+
+A run that has ended is kept in --work_dir: a call that was cut goes on when it is given again, and two calls with other
+variants or seeds may share the work.
 """
 
 import argparse
@@ -23,18 +27,30 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from accelerate import Accelerator
 from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
+from distill.folders import read_json, write_json
+from distill.scoring.bitext import read_bitext
+from distill.scoring.retrieval import mixed_scores, pools_of
+from distill.training.checkpoints import BEST, LAST
+
 ROOT = Path(__file__).parent.parent
+OF_A_CALL = ("vary", "seeds", "learning_rate")  # what may differ where kept runs are taken
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vary", nargs="+", required=True, metavar="OPTIONS", help="of each variant, in quotes")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--work_dir", default="benchmark/variants", help="folder for the runs, replaced one by one")
+    parser.add_argument("--learning_rate", nargs="+", default=[""], help="to choose from for each variant")
+    parser.add_argument("--work_dir", default="benchmark/variants", help="folder for the runs and their results")
     add_runs(parser)
     return parser
 
@@ -70,19 +86,53 @@ def launched(args: argparse.Namespace, variant: str, folder: Path, steps: int, *
     return lines, end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
 
 
-def train(args: argparse.Namespace, variant: str, seed: str) -> tuple[dict, dict, float]:
+def kept(path: Path, make: Callable[[], dict]) -> dict:
+    """What a JSON file holds; made and written where it is not there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    return read_json(path, {})
+
+
+def check_kept(args: argparse.Namespace, of_a_call: tuple[str, ...]) -> None:
+    """End the script where the runs that are kept had other options than those that may differ."""
+    settings = {name: value for name, value in vars(args).items() if name not in of_a_call}
+    if kept(Path(args.work_dir, "settings.json"), lambda: settings) != settings:
+        sys.exit(f"{Path(sys.argv[0]).name}: {args.work_dir} holds runs with other options: name another --work_dir")
+
+
+def mixed_accuracy(student: SentenceEncoder, pairs_dir: str, accelerator: Accelerator) -> float:
+    """How many translations of the dev pairs are nearest in one pool of all languages."""
+    [pool] = pools_of(read_bitext(f"{pairs_dir}:dev"))
+    vector = encode_on_all_ranks(student, pool.sentences, accelerator)
+    vectors, queries = np.stack([vector[sentence] for sentence in pool.sentences]), np.arange(len(pool.sentences))
+    return mixed_scores(pool, vectors, queries, accelerator.device)["accuracy@1"].mean()
+
+
+def result(args: argparse.Namespace, variant: str, rate: str, seed: str) -> dict:
     """Dev scores before and after a run, and its CPU-seconds, with those of its evaluations."""
-    folder = Path(args.work_dir, f"{variant} seed {seed}".replace("/", "-"))
-    lines, seconds = launched(args, variant, folder, args.steps, "--seed", seed)
-    before, after = (line for line in lines if "sts" in line)
-    return before, after, seconds
+    folder = Path(args.work_dir, f"{variant} {rate} seed {seed}".replace("/", "-"))
+
+    def make() -> dict:
+        given = ["--seed", seed, *(["--learning_rate", rate] if rate else [])]
+        lines, seconds = launched(args, variant, folder, args.steps, *given)
+        scored = [line for line in lines if "sts" in line]
+        pairs_dir = read_json(folder / "args.json", {})["pairs_dir"]
+        student = SentenceEncoder.from_pretrained(str(folder / "student"))
+        for saved in (BEST, LAST):
+            shutil.rmtree(folder / saved)
+        scored[-1]["mixed_accuracy"] = mixed_accuracy(student, pairs_dir, Accelerator(cpu=True))
+        return {"before": scored[:-1], "after": scored[-1], "seconds": seconds}
+
+    return kept(folder / "result.json", make)
 
 
 def figures(scores: dict) -> list[float]:
-    """English, the means within and across languages, translation accuracy; x 100; nan for what is not there."""
+    """English, means within and across languages, accuracy between two and among all; x 100, nan if not there."""
     sts = scores["sts"]
     kinds = [[sts[key] for key in sts if ("-" in key) == across] or [math.nan] for across in (False, True)]
-    values = (sts.get("en", math.nan), *map(statistics.mean, kinds), scores["mean_accuracy"])
+    accuracies = scores["mean_accuracy"], scores.get("mixed_accuracy", math.nan)
+    values = sts.get("en", math.nan), *map(statistics.mean, kinds), *accuracies
     return [100 * value for value in values]
 
 
@@ -92,17 +142,29 @@ def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
+def row(args: argparse.Namespace, variant: str) -> tuple[list[list[str]], list[str]]:
+    """Lines of the table: before, where the runs have been evaluated then, and after."""
+
+    def quality(rate: str) -> float:
+        _, _, across, accuracy, _ = figures(result(args, variant, rate, args.seeds[0])["after"])
+        return across + accuracy
+
+    rate = max(args.learning_rate, key=quality) if len(args.learning_rate) > 1 else args.learning_rate[0]
+    results = [result(args, variant, rate, seed) for seed in args.seeds]
+    befores = [["before", "", *(cell([value]) for value in figures(line)), ""] for line in results[0]["before"]]
+    columns = zip(*(figures(one["after"]) for one in results), strict=True)
+    return befores, [variant, rate, *map(cell, columns), cell([one["seconds"] for one in results])]
+
+
 def main(args: argparse.Namespace) -> None:
     if "--sts_dev" not in args.options:
         sys.exit("variants.py: give --sts_dev among the options behind --")
+    check_kept(args, OF_A_CALL)
     rows = []
     for variant in args.vary:
-        befores, afters, seconds = zip(*(train(args, variant, seed) for seed in args.seeds), strict=True)
-        start = [cell(values) for values in zip(*map(figures, befores), strict=True)]
-        if start not in [row[1:5] for row in rows]:
-            rows.append(["before", *start, ""])
-        rows.append([variant, *map(cell, zip(*map(figures, afters), strict=True)), cell(seconds)])
-        headers = ["", "en", "within", "across", "accuracy", "CPU-seconds"]
+        before, after = row(args, variant)
+        rows += [line for line in before if line not in rows] + [after]
+        headers = ["", "rate", "en", "within", "across", "accuracy", "mixed pool", "CPU-seconds"]
         print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), flush=True)
 
 

@@ -86,12 +86,21 @@ def test_ranking_beside_distillation(tmp_path, trainers, pairs, student, teacher
 def test_variants(tmp_path, trainers, pairs, student, teacher, capsys):
     given = f"--pairs_dir {pairs} --student_model_name_or_path {student} --sts_dev {SAMPLES}/sts-{{en,it}}.csv".split()
     more = ["--distill", f"--teacher_model_name_or_path {teacher}", "--steps", "2", "--work_dir", str(tmp_path)]
-    command = ["--vary", "train_bridge.py --margin 0.1", "--loss mse", *more, "--", *given]
-    variants.main(variants.build_parser().parse_args(command))
-    lines = capsys.readouterr().out.splitlines()[-3:]
-    names = ["before", "train_bridge.py --margin 0.1", "--loss mse"]
-    assert [line.split("|")[1].strip() for line in lines] == names
+
+    def table(*options: str) -> list[list[str]]:
+        variants.main(variants.build_parser().parse_args([*more, *options, "--", *given]))
+        lines = capsys.readouterr().out.split("CPU-seconds")[-1].splitlines()[2:]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    before, bridge, mse = table("--vary", "train_bridge.py --margin 0.1", "--loss mse", "--learning_rate", "1e-3")
+    assert [before[0], bridge[0], mse[0]] == ["before", "train_bridge.py --margin 0.1", "--loss mse"]
     assert [Path(words[0]).name for words in trainers] == ["train_bridge.py", "train_distill.py"]
+    # A second seed at the better rate; what has been done is taken
+    _, chosen = table("--vary", "--loss mse", "--learning_rate", "1e-9", "1e-3", "--seeds", "42", "7")
+    assert len(trainers) == 4 and "1e-9" in trainers[2]
+    assert chosen[1] in trainers[3] and all("+-" in cell for cell in chosen[2:])
+    with pytest.raises(SystemExit, match="holds runs with other options"):
+        table("--vary", "--loss mse", "--steps", "3")
 
 
 def test_a_sentence_without_words():
