@@ -302,6 +302,7 @@ def test_documents_share_the_vectors_of_sentences_where_no_prompt_tells_them_apa
         ({"queries.tsv": "_id\ttext\nq\tx\n"}, r"beir has 2 files queries\.\*"),
         ({"queries.jsonl": '{"_id": "q0", "query": "x"}\n'}, "queries.jsonl has no column 'text': it has _id, query"),
         ({"queries.jsonl": '{"_id": "q0", "text": null}\n'}, "queries.jsonl, row 1 has no text: mend or remove it"),
+        ({"queries.jsonl": '{"_id": "q0", "text": "x"}\n' * 2}, "queries.jsonl has two rows of _id 'q0'"),
         ({"queries.jsonl": ""}, "queries.jsonl is empty: retrieval needs queries, documents and judgements"),
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq99\td1\t1\n"}, "judges 'q99', which .*queries.jsonl has not"),
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td999\t1\n"}, "judges 'd999', which .*corpus.jsonl.gz has"),

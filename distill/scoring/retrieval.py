@@ -56,7 +56,7 @@ def read_retrieval(spec: str, name: str = "") -> Retrieval:
     corpus, queries, qrels = paths.values()
     documents = _columns(corpus, "_id", "text", title="")
     asked, judged = _columns(queries, "_id", "text"), _columns(qrels, "query-id", "corpus-id", "score")
-    rows = [{one: row for row, one in enumerate(table["_id"])} for table in (asked, documents)]
+    rows = [_row_of_id(path, table["_id"]) for path, table in ((queries, asked), (corpus, documents))]
     grades = [{} for _ in asked["_id"]]
     for query, document, grade in judged.iter_rows():
         for number, path, known in ((query, queries, rows[0]), (document, corpus, rows[1])):
@@ -85,6 +85,13 @@ def _file_of(folder: str, part: str) -> str:
             "queries.jsonl and qrels/test.tsv (FOLDER:SPLIT for other judgements)"
         )
     return found[0]
+
+
+def _row_of_id(path: str, ids: pl.Series) -> dict[str, int]:
+    """The row of each id of a table; UserError where two have the same."""
+    for again in ids.filter(~ids.is_first_distinct()):
+        raise UserError(f"{path} has two rows of _id {again!r}: judgements do not say which they mean; remove one")
+    return dict(zip(ids, range(len(ids)), strict=True))
 
 
 def _columns(path: str, *names: str, **defaults: str) -> pl.DataFrame:
