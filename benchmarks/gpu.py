@@ -80,17 +80,7 @@ class Bench:
         given = ["--pairs_dir", f"{self.folder}/pairs", "--student_model_name_or_path", f"{self.folder}/student"]
         given += ["--teacher_model_name_or_path", f"{self.folder}/teacher", "--output_dir", str(output)]
         given += ["--eval_steps", "1000000", "--checkpointing_steps", "1000000", "--logging_steps", "5"]
-        self.run(
-            part,
-            *launcher,
-            "--num_processes",
-            "1",
-            "--mixed_precision",
-            precision,
-            "train_distill.py",
-            *given,
-            *options,
-        )
+        self.run(part, *launcher, "train_distill.py", *given, *options)
         return output
 
 
