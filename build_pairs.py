@@ -37,6 +37,7 @@ from distill.pairs.cleaning import (
     drop_other_languages,
     first_reason,
     inspect,
+    letters,
     pair_faults,
     read_excluded,
 )
@@ -150,7 +151,7 @@ def cleaned(chunk: pl.DataFrame, args: argparse.Namespace, excluded: np.ndarray 
     sources = chunk["source"].filter(is_new)
     language = pl.repeat(args.source_language, len(sources), eager=True)
     sources = inspect(sources, language, steps, filters, args.max_sentence_length, excluded)
-    sources = sources.with_columns(hash=source_hash(sources["sentence"], args.seed))
+    sources = sources.with_columns(hash=source_hash(letters(sources["sentence"]), args.seed))
     sources = sources.select(pl.all().name.prefix("source_"))
     chunk = chunk.select("language", "target").hstack(sources[is_new.cast(pl.UInt32).cum_sum() - 1])
     chunk = chunk.rename({"source_sentence": "source", "source_hash": "hash"})
@@ -251,6 +252,7 @@ def write(
     account, written = Account(args.source_language), {}
     pairs = account.dropped(limited(pl.read_ipc(work / f"judged-{number}.arrow"), room))
     pairs = pairs.with_columns(split=split_of(dev_fractions, args.test_fraction))
+    pairs = pairs.sort("hash", "source", maintain_order=True)  # sources of the same letters lie between one another
     for corpus, language, count in pairs.group_by("corpus", "language").len().iter_rows():
         account.counts[corpus, language, "kept"] += count
     for name in splits_of(args):

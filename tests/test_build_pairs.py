@@ -13,6 +13,7 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from string import ascii_lowercase
 from types import SimpleNamespace
 
 import datasets
@@ -513,6 +514,25 @@ def test_every_character_that_nfc_changes_is_a_suspect():
         changed.update(unicodedata.normalize("NFD", c)[1:])  # what composes with a character before it
     changed = pl.Series(sorted(changed - set(characters[:0x300])))
     assert len(changed) > 1000 and changed.str.contains(cleaning.NOT_NFC).all()
+
+
+def test_what_differs_in_case_and_punctuation_alone_is_there_once_and_on_one_side(tmp_path):
+    alike = [("A dog runs.", "Un cane corre."), ("a dog runs", "Un cane, corre!"), ("A dog runs!", "Corre un cane.")]
+    verbs = {".": "corre", "!": "fugge"}
+    more = [(f"Dog {name} runs{end}", f"Cane {name} {verbs[end]}.") for name in ascii_lowercase for end in verbs]
+    path = tsv(tmp_path / "x-en-it.tsv", [*alike, alike[0], *more, ("Dog a runs. ", "cane a corre")])
+    result = build(tmp_path, path, "--dev_fraction", 0.5, "--skip", "wrong_language")
+    assert dropped(result) == {"duplicate": 1, "near_duplicate": 2}
+    rows = [(row["source"], [target["sentence"] for target in row["targets"]]) for row in result["rows"]]
+    assert sorted(rows)[:2] == [("A dog runs!", ["Corre un cane."]), ("A dog runs.", ["Un cane corre."])]
+    assert len(rows) == 2 + len(more)
+    train, dev = ({source[:-1] for source in result["splits"][name]["source"]} for name in ("train", "dev"))
+    assert train and dev and not train & dev
+    both = [("A dog runs.", "Un cane corre."), ("a dog runs", "Un cane corre.")]
+    for skip, kept in (("near_duplicate", 2), ("duplicate", 3)):
+        again = tsv(tmp_path / f"{skip}-en-it.tsv", [*both, both[0]])
+        assert len(build(tmp_path, again, "--skip", skip)["pairs"]) == kept
+    assert len(build(tmp_path, again)["pairs"]) == 1
 
 
 def test_max_translations_keeps_the_first(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from distill.languages import covers, standard_tag
-from distill.pairs.cleaning import MENDING, REASON, first_reason
+from distill.pairs.cleaning import MENDING, REASON, first_reason, letters
 from distill.pairs.hash_order import starts_run
 from distill.pairs.schemas import ALONE
 
@@ -120,16 +120,22 @@ def language_taken(tag: str, wanted: set[str] | None, source_language: str) -> s
 def select(pairs: pl.DataFrame, skip: list[str], max_translations: int) -> pl.DataFrame:
     """Judge clean pairs, in the order of a run, against each other: adds `dropped` (null for what is kept).
 
-    A sentence by itself is kept once, where it has no translation.
+    Two are alike where both their sentences have the same letters. A sentence by itself is kept once, where it has no
+    translation.
     """
     run = starts_run(pairs, "hash", "language")
     several = (~(run & run.shift(-1, fill_value=True))).arg_true()
     dropped = pl.Series([None], dtype=REASON).new_from_index(0, len(pairs))
-    # Only a source with several translations in a language can have one twice, or too many.
-    few = pairs[several].select("hash", "language", "target", start=run.gather(several))
-    again = ~pl.struct("hash", "language", "target").is_first_distinct()
+    # Only where sources are alike, or one has several translations in a language, is one there twice, or too many.
+    few = pairs[several].select("hash", "language", "source", "target", start=run.gather(several))
+    few = few.with_columns(letters=letters(few["target"]))
+    again = ~pl.struct("source", "language", "target").is_first_distinct()
+    alike = ~pl.struct("hash", "language", "letters").is_first_distinct()
     is_alone = pl.col("language") == ALONE
-    few = few.with_columns(dropped=first_reason([("duplicate", again & is_alone if "duplicate" in skip else again)]))
+    reasons = [("duplicate", again & is_alone if "duplicate" in skip else again)]
+    if not {"duplicate", "near_duplicate"} & {*skip}:
+        reasons.append(("near_duplicate", alike))
+    few = few.with_columns(dropped=first_reason(reasons))
     alive = pl.col("dropped").is_null().cast(pl.Int64)
     rank = alive.cum_sum() - pl.when("start").then(alive.cum_sum() - alive).forward_fill()
     few = few.with_columns(pl.coalesce("dropped", first_reason([("many_translations", rank > max_translations)])))
