@@ -234,7 +234,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     translations, steps, total_steps = find_steps(args, pairs, english, accelerator)
 
     # What a run that goes on must go on with; hard negatives, which take long
-    options = {name: getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
+    options = {f"--{name}": getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
     settings = run_settings(options, accelerator.mixed_precision, total_steps, student) | {
         "on other pairs, or with another tokenizer": translations.fingerprint,
         "on other English pairs": english and english.pairs.fingerprint,
@@ -258,7 +258,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
 
     # Resume
-    progress, saved, metrics = begin("train_bridge", schedule, settings, checkpoint, output_dir, args, accelerator)
+    progress, saved, metrics = begin(
+        "train_bridge", total_steps, schedule, settings, checkpoint, output_dir, args, accelerator
+    )
     if progress.negatives:
         translations.negatives = kept_negatives(progress.negatives, len(splits["train"]), **given)
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))

@@ -40,12 +40,13 @@ from distill.training.checkpoints import (
     BEST,
     LAST,
     LOCK,
+    check_settings,
     chosen_by,
     find_checkpoint,
 )
 from distill.training.course import Course, Plan, begin, run_settings, start
 from distill.training.labels import Labelling
-from distill.training.losses import TERMS, Loss, settle_loss, term
+from distill.training.losses import TERMS, WEIGHT, Loss, settle_loss, term
 from distill.training.options import DECIDING, add_common
 from distill.training.steps import SIDES, RankStep, RankSteps, Steps, few_pairs
 from distill.training.student import (
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--pairs_dir", required=True, help="folder of build_pairs.py")
     data.add_argument("--teacher_model_name_or_path", nargs="+", default=[], metavar="M", help="folders or hub ids")
     data.add_argument("--teacher_vectors", nargs="+", action="append", default=[], metavar="FILE", help="a table")
-    data.add_argument("--teacher_weights", nargs="+", type=positive, metavar="W", help="of models, then of tables")
+    data.add_argument("--teacher_weights", nargs="+", type=WEIGHT, metavar="W", help="of models, then of tables")
     data.add_argument("--allow_missing_vectors", action="store_true", help="drop rows that a table has no vector for")
     data.add_argument("--student_model_name_or_path", required=True, help="multilingual model, folder or hub id")
     data.add_argument("--output_dir", required=True, help="folder for metrics, checkpoints and the student")
@@ -195,6 +196,10 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     for written in (BEST, LAST):
         on_first_rank(partial(check_output, output_dir / written, args, TRAINED, keep=True), accelerator)
     checkpoint = on_first_rank(lambda: find_checkpoint(args.resume_from_checkpoint, output_dir, cache_dir), accelerator)
+    options = {"--loss": " ".join(f"{name}:{weight:g}" for name, weight in args.loss.items())}
+    options |= {"--train_on": " ".join(args.train_on)}
+    options |= {f"--{name}": getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
+    together(partial(check_settings, checkpoint, options), accelerator)
 
     # Data, teachers and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
@@ -226,15 +231,14 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     set_seed(args.seed, device_specific=True)  # from here on no random number is taken but by training
 
     # Resume
-    options = {name: getattr(args, name) for name in (*DECIDING, *OWN_DECIDING)}
     settings = run_settings(options, accelerator.mixed_precision, total_steps, whole) | {
-        "--loss": " ".join(f"{name}:{weight:g}" for name, weight in args.loss.items()),
-        "--train_on": " ".join(args.train_on),
         "on other pairs, or with another tokenizer": steps.fingerprint,
         "on labels of another teacher": fingerprint(labels.name, contents, args.label_dtype),
         "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
     }
-    progress, saved, metrics = begin("train_distill", schedule, settings, checkpoint, output_dir, args, accelerator)
+    progress, saved, metrics = begin(
+        "train_distill", total_steps, schedule, settings, checkpoint, output_dir, args, accelerator
+    )
     bar = ends.enter_context(progress_bar(*map(steps.pairs_before, (progress.step, total_steps)), accelerator))
     tally = Tally(loss, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
 

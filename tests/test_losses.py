@@ -134,7 +134,7 @@ def test_forwards_and_processes_change_nothing(given, tmp_path):
             "--bank_size 10",
             "error: --bank_size is for contrastive, distribution, similarity, spread: add one of them to --loss",
         ),
-        ("--loss_temperature 1", "error: --loss_temperature is for contrastive, distribution, similarity, spread: add"),
+        ("--loss_temperature 1", "error: --loss_temperature is for contrastive, distribution, similarity: add"),
     ],
 )
 def test_a_loss_that_cannot_be(given, tmp_path, capsys, options, error):

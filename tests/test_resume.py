@@ -18,6 +18,7 @@ from conftest import (
     CONFIGS,
     ENVIRONMENT,
     ROOT,
+    SAMPLES,
     STOPPED,
     checkpoint_steps,
     folders,
@@ -580,6 +581,30 @@ def test_a_run_that_goes_back_and_ends_early_says_which_student_it_has(given, tm
         assert train(*given, *folders(tmp_path), *back) == 0
     assert "run/student: step 21, dev mean_accuracy 0.9000" in capsys.readouterr().out
     assert (tmp_path / "run/student/model.safetensors").read_bytes() == best
+
+
+def test_a_run_that_starts_anew_has_no_student_of_an_earlier_start(given, tmp_path):
+    """Its options may have been others: here it was judged by other files."""
+
+    def die(*_):
+        raise UserError("before there is a checkpoint")
+
+    owner, name = owner_of("distill.training.checkpoints.write_manifest")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, die)
+        sts = ("--sts_dev", str(SAMPLES / "sts-{de,en}.csv"), "--eval_steps", "4")
+        assert train(*given, *folders(tmp_path), *sts) == 2
+    assert json.loads((tmp_path / "run/student/args.json").read_text())["score"] > 0
+    assert train(*given, *folders(tmp_path), *LATEST, "--max_train_steps", "3", "--learning_rate", "1e-9") == 0
+    made = json.loads((tmp_path / "run/student/args.json").read_text())
+    assert (made["step"], made["learning_rate"], made["sts_dev"]) == (3, 1e-9, None)
+
+
+def test_another_option_is_refused_before_anything_is_computed(given, two_checkpoints, capsys):
+    shutil.rmtree(two_checkpoints / "cache", ignore_errors=True)
+    assert train(*given, *folders(two_checkpoints), *LATEST, "--loss", "cosine") == 2
+    assert "was trained with --loss mse:1 cosine:1 " in capsys.readouterr().err
+    assert not (two_checkpoints / "cache").exists()
 
 
 def test_what_is_put_into_a_student_s_folder_ends_no_run_and_stays(given, whole, tmp_path, monkeypatch):

@@ -64,6 +64,8 @@ def test_a_run_is_extended_from_its_stable_part(given, tmp_path, capsys):
     assert train(*given, *wsd, "--max_train_steps", "12", *folders(tmp_path / "whole")) == 0
     one, other = ([line for line in metrics(folder) if "loss" in line] for folder in (tmp_path, tmp_path / "whole"))
     np.testing.assert_allclose(*([line["loss"] for line in lines] for lines in (one, other)), rtol=1e-6)
+    assert train(*given, *wsd, "--max_train_steps", "10", *folders(tmp_path), "--resume_from_checkpoint", "latest") == 2
+    assert "the run has taken 12 steps, more than the 10 that are asked for: give no fewer" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run")
 
 
@@ -71,6 +73,10 @@ def test_a_run_is_extended_from_its_stable_part(given, tmp_path, capsys):
     "options, error",
     [
         ("--decay_ratio 0.3", "--decay_ratio is for --lr_scheduler_type wsd: give both, or leave it out"),
+        (
+            "--lr_scheduler_type wsd --warmup_ratio 0.9",
+            "--warmup_ratio 0.9 and --decay_ratio 0.2 are more than all steps",
+        ),
         ("--freeze_embeddings --embedding_learning_rate 1", "--freeze_embeddings leaves them as they are"),
         ("--projection_learning_rate 1", "--projection_learning_rate does nothing without --projection"),
     ],

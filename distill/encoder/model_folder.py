@@ -40,7 +40,8 @@ def find_folder(name_or_path: str) -> Path:
     folder = Path(name_or_path)
     if folder.exists():
         if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-            models = sorted(path.parent for path in folder.glob("*/config.json"))  # a run holds its student
+            # A run holds its last student, and the best one, student/
+            models = sorted((path.parent for path in folder.glob("*/config.json")), reverse=True)
             found = f", give the model in it, {models[0]}" if models else ""
             raise UserError(f"{name_or_path} is no model: it has no config.json{found}")
         return folder

@@ -227,8 +227,9 @@ def resume(
 
     `student` may be of a later step than a checkpoint to which a run goes back, or not be there at all.
     """
-    if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint, settings)
+    if checkpoint is None:
+        return 0, -1.0  # what lies there is of another start, perhaps with other options
+    load_checkpoint(accelerator, checkpoint, settings)
     step, score = on_first_rank(partial(saved_student, student), accelerator)
     if step == 0:
         progress.forget_best()

@@ -29,7 +29,7 @@ from distill.training.checkpoints import (
     tracked_as,
     write_args,
 )
-from distill.training.student import check_rate
+from distill.training.student import check_goes_on
 from distill.training.watching import Metrics, Tally, evaluation_report
 
 
@@ -51,8 +51,8 @@ def start(report_to: str | None, output_dir: str, bf16_exchange: bool, allow_tf3
 
 def run_settings(options: dict, precision: str, total_steps: int, student: SentenceEncoder) -> dict:
     """What a run must go on with, as options and for `load_checkpoint`. Some schedules can be extended."""
-    fixed = total_steps if options["lr_scheduler_type"] in ("linear", "cosine") else None
-    return {f"--{name}": value for name, value in options.items()} | {
+    fixed = total_steps if options["--lr_scheduler_type"] in ("linear", "cosine") else None
+    return options | {
         "--mixed_precision": precision,
         "--max_train_steps or --num_train_epochs for a number of steps of": fixed,
         "--student_prompt": repr(student.prompt),
@@ -62,6 +62,7 @@ def run_settings(options: dict, precision: str, total_steps: int, student: Sente
 
 def begin(
     trainer: str,
+    total_steps: int,
     schedule: LambdaLR,
     settings: dict,
     checkpoint: Path | None,
@@ -76,7 +77,7 @@ def begin(
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, progress)
     saved = resume(accelerator, checkpoint, settings, progress, output_dir / BEST)
-    together(partial(check_rate, schedule, progress.step), accelerator)
+    together(partial(check_goes_on, schedule, progress.step, total_steps), accelerator)
     tracked = on_first_rank(partial(tracked_as, output_dir, checkpoint), accelerator)
     on_first_rank(partial(write_args, output_dir, Namespace(**vars(args), tracked_as=tracked)), accelerator)
     known = {"wandb": {"id": tracked, "resume": "allow"}, "trackio": {"name": tracked, "resume": "allow"}}

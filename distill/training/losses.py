@@ -100,11 +100,8 @@ class Loss:
     """
 
     def __init__(self, weights: dict[str, float], temperature: float | None, labels: np.ndarray):
-        self.temperature = temperature
-        units = {}
-        if len(weights) > 1 and weights.keys() & {"mse", "l2"}:
-            unit = variance(labels)
-            units = {"mse": unit, "l2": (unit * labels.shape[1]) ** 0.5}
+        self.temperature, unit = temperature, variance(labels)
+        units = {"mse": unit, "l2": (unit * labels.shape[1]) ** 0.5} if len(weights) > 1 else {}
         self.factors = {name: weight / units.get(name, 1.0) for name, weight in weights.items()}
 
     def errors(self, vectors: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
@@ -157,10 +154,10 @@ def settle_loss(args: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"--loss {' '.join(names)}: name each term once")
     args.loss = {name: dict(given)[name] for name in TERMS if name in names}
-    reads_bank = not TO_BANK.keys().isdisjoint(names)
     for option, value in BANK.items():
-        given = getattr(args, option)
-        if given is not None and not reads_bank:
-            raise UserError(f"--{option} is for {', '.join(TO_BANK)}: add one of them to --loss, or leave it out")
-        if given is None and reads_bank:
+        readers = [name for name in TO_BANK if (option, name) != ("loss_temperature", "spread")]
+        given, read = getattr(args, option), not set(readers).isdisjoint(names)
+        if given is not None and not read:
+            raise UserError(f"--{option} is for {', '.join(readers)}: add one of them to --loss, or leave it out")
+        if given is None and read:
             setattr(args, option, value)

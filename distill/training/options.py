@@ -19,7 +19,7 @@ DECIDING = (
 def add_common(parser: argparse.ArgumentParser, training) -> None:
     """Add them: to the group of training, and groups of their own."""
     # fmt: off
-    training.add_argument("--translations_per_source", type=at_least(1), default=2, help="most of one source in a step")
+    training.add_argument("--translations_per_source", type=at_least(1), default=2, help="of a source, taken together")
     training.add_argument("--language_temperature", type=between(0.1), default=1.0, help="above 1 evens languages out")
     training.add_argument("--max_tokens_per_batch", type=at_least(1), help="tokens of a forward (CPU 2048, GPU 16384)")
     training.add_argument("--num_train_epochs", type=between(0, 1e6, above=True), default=1, help="over the pairs")

@@ -31,15 +31,17 @@ SIDES = ("source", "target")  # of a pair, that a student can be trained on
 def scratch(folder: Path, rows: int, length: int) -> np.ndarray:
     """An int32 array (rows, length) in an unnamed file of `folder`: it takes disk, not memory, and ends with its users.
 
-    UserError when the disk has no room for it.
+    UserError when the disk has no room for it, or takes no file.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, 4 * rows * length)  # else a full disk is met later, and ends all
             return np.memmap(file, np.int32, mode="r+", shape=(rows, length)).view(np.ndarray)
     except OSError as error:
-        reason = f"{folder} has no room for the order of an epoch ({os.strerror(error.errno)})"
-        raise UserError(f"{reason}: free some of it and add --resume_from_checkpoint latest") from error
+        reason = f"{folder} cannot take the order of an epoch ({os.strerror(error.errno)})"
+        raise UserError(
+            f"{reason}: make room there and add --resume_from_checkpoint latest, or name another --cache_dir"
+        ) from error
 
 
 def epoch_order(

@@ -170,7 +170,7 @@ def packs(student: SentenceEncoder, asked: str | None, dropout: float, accelerat
     if asked == "packed" and not can:
         raise UserError(
             f"--attn_implementation packed: {type(student.transformer).__name__} on {device.type}, as it is trained "
-            "here, cannot: on a GPU it takes bf16 or fp16 and no --dropout. Leave it out"
+            "here, cannot: it takes no --torch_compile, and on a GPU bf16 or fp16 and no --dropout. Leave it out"
         )
     return can and asked != "padded"
 
@@ -181,6 +181,9 @@ def settle_decay(args: argparse.Namespace) -> None:
         raise UserError("--decay_ratio is for --lr_scheduler_type wsd: give both, or leave it out")
     if args.lr_scheduler_type == "wsd":
         args.decay_ratio = args.decay_ratio or 0.2
+        if args.warmup_ratio + args.decay_ratio > 1:
+            shares = f"--warmup_ratio {args.warmup_ratio:g} and --decay_ratio {args.decay_ratio:g}"
+            raise UserError(f"{shares} are more than all steps: lower one of them")
 
 
 def settle_rates(args: argparse.Namespace) -> None:
@@ -214,13 +217,19 @@ def optimizer_and_schedule(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def check_rate(schedule: LambdaLR, step: int) -> None:
-    """UserError where a run that goes on with more steps, or fewer, would not go on with its learning rate."""
+def check_goes_on(schedule: LambdaLR, step: int, steps: int) -> None:
+    """UserError where a run that has come to a step and is to take others than it began with, `steps`, cannot go on.
+
+    It must not have taken more already, nor have had another learning rate.
+    """
+    if step > steps:
+        raise UserError(f"the run has taken {step} steps, more than the {steps} that are asked for: give no fewer")
     [was, *_], will = schedule.get_last_lr(), schedule.base_lrs[0] * schedule.lr_lambdas[0](step)
     if not math.isclose(was, will, rel_tol=1e-6, abs_tol=1e-12):
         raise UserError(
             f"at step {step} the learning rate was {was:.2e}, with this number of steps it would be {will:.2e}: go on "
-            "from a checkpoint before it fell, or with the steps that the run began with"
+            "from a checkpoint after the warm-up, of more steps a longer one, and before the rate falls, or with the "
+            "steps that the run began with"
         )
 
 

@@ -45,7 +45,7 @@ class ModelTeacher:
         folder = find_folder(self.called)
         prompts, default = read_prompts(folder, self.settings.get("prompt"), self.settings.get("prompt_name"))
         read = prompts.get(default) or ""  # the same text by whatever name
-        settings = self.settings | ({"prompt": read, "prompt_name": None} if read else {})
+        settings = self.settings | {"prompt": read or None, "prompt_name": None}
         return teacher_fingerprint(folder, settings), ends_in_normalize(folder), read
 
     @cached_property

@@ -55,6 +55,11 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray | None, sts, 
     vector = encode_on_all_ranks(student, sentences, accelerator)
 
     def scores() -> dict:
+        if not all(np.isfinite(found).all() for found in vector.values()):
+            raise UserError(
+                "the student gives vectors that are no finite numbers: lower --learning_rate, or use bf16 in place of "
+                "fp16"
+            )
         result = {"bitext": {}}
         for language, listed in sorted(pairs.items()):
             rows, sources, targets = zip(*listed, strict=True)
