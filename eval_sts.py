@@ -11,8 +11,6 @@
 
 import argparse
 import os
-import re
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,9 +24,9 @@ from distill.encoder.model_folder import behind, find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
 from distill.folders import check_output, replaced_folder, write_json, writing
 from distill.ranks import launched
-from distill.scoring.bitext import read_bitext
 from distill.scoring.bootstrap import Scores, compare
 from distill.scoring.cutting import BITS, cuts_of
+from distill.scoring.data import Data, named, read_all, read_data
 from distill.scoring.export import (
     export_model,
     fp16_loss,
@@ -44,8 +42,8 @@ from distill.scoring.mteb_results import sets_of_tasks, write_mteb_results
 from distill.scoring.onnx_graphs import FILES, OnnxEncoder, check_onnx, write_graphs
 from distill.scoring.pictures import draw_map, draw_scores
 from distill.scoring.report import print_scores, size_notes, write_csv, write_report
-from distill.scoring.retrieval import pools_of, read_retrieval, sample_of
-from distill.scoring.scores import Data, Vectors, score, score_cuts
+from distill.scoring.retrieval import pools_of, sample_of
+from distill.scoring.scores import Vectors, score, score_cuts
 from distill.scoring.sts import StsSet, read_sts
 from distill.vectors import VectorTable, is_vector_table
 
@@ -89,12 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
 # ---------------------------------------------------------------- the call
 
 
-def named(spec: str) -> tuple[str, str]:
-    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'."""
-    match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec, re.DOTALL)
-    return match[1] or "", match[2]
-
-
 def named_models(specs: list[str]) -> dict[str, str]:
     """Name -> folder, hub id or table of vectors; without NAME= the last part of the path."""
     models = {}
@@ -127,17 +119,6 @@ def prompts_of(models: dict[str, str], **options: list[str]) -> dict[str, dict[s
                 raise UserError(f"--{option} {spec!r} is for a model, a table's vectors are as they are: leave it out")
             given[name] = {option: text}
     return {n: {} if is_vector_table(path) else given.get(n, given.get("", {})) for n, path in models.items()}
-
-
-def read_all(specs: list[str], read: Callable[[str, str], list]) -> list:
-    """The sets of all specs, each read by `read(spec, name)`; UserError where two have the same name."""
-    found = {}
-    for name, path in map(named, specs):
-        for one in read(path, name):
-            if one.name in found:
-                raise UserError(f"{path} and {found[one.name].spec} both have {one.name}: name one, as in x={path}")
-            found[one.name] = one
-    return list(found.values())
 
 
 def check(args: argparse.Namespace, models: dict[str, str]) -> None:
@@ -180,16 +161,6 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
         if os.path.commonpath(outputs) in outputs:
             raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
         find_folder(last)  # before hours of scoring the others
-
-
-def read_data(args: argparse.Namespace) -> tuple[Data, list[str]]:
-    """What models are scored on; names of the bitexts that are left out, of one pair."""
-    sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
-    bitexts = read_all(args.bitext, read_bitext)
-    alone = [one.name for one in bitexts if len(one.sources) < 2]
-    bitexts = [one for one in bitexts if one.name not in alone]
-    retrievals = read_all(args.retrieval, lambda spec, name: [read_retrieval(spec, name)])
-    return Data(sets, bitexts, pools_of(bitexts), args.margin, retrievals), alone
 
 
 # ---------------------------------------------------------------- vectors
@@ -251,10 +222,12 @@ def main(args: argparse.Namespace) -> None:
     of_documents = prompts_of(models, document_prompt=args.document_prompt)
     of_documents = {name: text for name, given in of_documents.items() for text in given.values()}
     of_teacher = [n for n, path in models.items() if path == teacher_path and prompts[n] == prompts["teacher"]]
-    data, alone = read_data(args)
-    sets, bitexts = data.sets, data.bitexts
+    sets = read_all(args.sts, lambda spec, name: read_sts(spec, args.score_range, name))
+    data, alone = read_data(sets, args.bitext, args.retrieval)
+    data = data._replace(pools=pools_of(data.bitexts), margin=args.margin)
+    bitexts = data.bitexts
     of_mteb = sets_of_tasks(data) if args.mteb_results else []  # which names a mistake before hours of scoring
-    notes = {name: training_notes(name, path, sets, bitexts) for name, path in models.items()}
+    notes = {name: training_notes(name, path, data) for name, path in models.items()}
     notes = {name: [*size_notes(data, alone), *known] for name, known in notes.items()}
     sources = [sentence for bitext in bitexts for sentence in bitext.sources]
     sentences = [

@@ -31,7 +31,6 @@ from distill.folders import TRAINED, check_output, claimed
 from distill.mining.negatives import as_it_is, hard_negatives, kept_negatives
 from distill.pairs.pairs_folder import load_splits, pairs_report
 from distill.ranks import listening, noting_mistakes, on_first_rank, together
-from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import content_fingerprint
 from distill.training.checkpoints import BEST, LAST, LOCK, check_settings, chosen_by, find_checkpoint
@@ -54,7 +53,7 @@ from distill.training.student import (
 )
 from distill.training.teachers import ModelTeacher
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs
-from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar
+from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar, read_dev_data
 
 # Beside those of both trainers.
 OWN_DECIDING = ("scale", "margin", "hard_negatives", "relative_margin", "refresh_negatives", "english_share")
@@ -208,7 +207,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
-    on_gpu, best_metric = device.type != "cpu", chosen_by(args.metric_for_best_model, args.sts_dev)
+    on_gpu, dev_files = device.type != "cpu", (args.sts_dev, args.eval_bitext, args.eval_retrieval)
+    best_metric = chosen_by(args.metric_for_best_model, *dev_files)
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
     for written in (BEST, LAST):
@@ -218,7 +218,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # Data and student; token ids and hard negatives once
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
     trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
-    sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
+    data, notes = together(partial(read_dev_data, *dev_files), accelerator)
+    for note in notes:
+        say(note)
     student = together(partial(find_student, args, accelerator), accelerator)
     specs = args.english_pairs or []
     english = read_english(specs, student, cache_dir, accelerator) if specs else None
@@ -238,7 +240,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     settings = run_settings(options, accelerator.mixed_precision, total_steps, student) | {
         "on other pairs, or with another tokenizer": translations.fingerprint,
         "on other English pairs": english and english.pairs.fingerprint,
-        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
+        "for another --metric_for_best_model, or on other files for it": chooser_fingerprint(best_metric, data),
     }
     together(partial(check_settings, checkpoint, settings), accelerator)
     given = {"cache_dir": cache_dir, "accelerator": accelerator}
@@ -271,7 +273,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     tally = Tally(ranking, dataset, languages, output_dir, progress.unlogged, bar, accelerator)
 
     def dev_scores(found: SentenceEncoder) -> dict:
-        return evaluate(found, splits["dev"], None, sts, accelerator)
+        return evaluate(found, splits["dev"], None, data, accelerator)
 
     every = args.logging_steps, args.eval_steps, args.checkpointing_steps, args.checkpoints_total_limit
     plan = Plan(total_steps, *every, args.skip_first_evaluation, args.early_stopping_patience, best_metric)

@@ -33,7 +33,6 @@ from distill.ranks import (
     on_first_rank,
     together,
 )
-from distill.scoring.sts import read_sts
 from distill.students.audit import check_tokenizer
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import (
@@ -63,7 +62,7 @@ from distill.training.student import (
     update,
 )
 from distill.training.tokens import TokenizedPairs
-from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar
+from distill.training.watching import Tally, chooser_fingerprint, evaluate, progress_bar, read_dev_data
 
 # Beside those of both trainers.
 OWN_DECIDING = (
@@ -190,7 +189,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # What is asked for
     device, say = accelerator.device, accelerator.on_main_process(print)
     output_dir, cache_dir = Path(args.output_dir), Path(args.cache_dir or Path(args.pairs_dir) / "cache")
-    on_gpu, best_metric = device.type != "cpu", chosen_by(args.metric_for_best_model, args.sts_dev)
+    on_gpu, dev_files = device.type != "cpu", (args.sts_dev, args.eval_bitext, args.eval_retrieval)
+    best_metric = chosen_by(args.metric_for_best_model, *dev_files)
     max_tokens = args.max_tokens_per_batch or (16384 if on_gpu else 2048)
     workers = int(on_gpu) if args.dataloader_num_workers is None else args.dataloader_num_workers
     for written in (BEST, LAST):
@@ -204,7 +204,9 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     # Data, teachers and student
     splits = together(partial(load_splits, args.pairs_dir), accelerator)
     trained_on = on_first_rank(partial(pairs_report, args.pairs_dir), accelerator)
-    sts = together(partial(read_sts, args.sts_dev), accelerator) if args.sts_dev else None
+    data, notes = together(partial(read_dev_data, *dev_files), accelerator)
+    for note in notes:
+        say(note)
     labelling = find_teachers(args, splits, cache_dir, accelerator)
     splits, contents = labelling.splits, labelling.contents  # rows without a vector may be dropped
     student = together(partial(find_student, args, labelling, accelerator), accelerator)
@@ -234,7 +236,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     settings = run_settings(options, accelerator.mixed_precision, total_steps, whole) | {
         "on other pairs, or with another tokenizer": steps.fingerprint,
         "on labels of another teacher": fingerprint(labels.name, contents, args.label_dtype),
-        "for another --metric_for_best_model, or on another --sts_dev": chooser_fingerprint(best_metric, sts),
+        "for another --metric_for_best_model, or on other files for it": chooser_fingerprint(best_metric, data),
     }
     progress, saved, metrics = begin(
         "train_distill", total_steps, schedule, settings, checkpoint, output_dir, args, accelerator
@@ -243,7 +245,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator, ends: ExitStack) -
     tally = Tally(loss, splits["train"], pairs.languages, output_dir, progress.unlogged, bar, accelerator)
 
     def dev_scores(found: SentenceEncoder) -> dict:
-        return evaluate(found, splits["dev"], labels.of["dev"], sts, accelerator)
+        return evaluate(found, splits["dev"], labels.of["dev"], data, accelerator)
 
     every = args.logging_steps, args.eval_steps, args.checkpointing_steps, args.checkpoints_total_limit
     plan = Plan(total_steps, *every, args.skip_first_evaluation, args.early_stopping_patience, best_metric)

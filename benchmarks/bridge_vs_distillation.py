@@ -35,9 +35,8 @@ from benchmarks.variants import add_runs, cell, check_kept, figures, kept, launc
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import read_json, write_json
 from distill.pairs.pairs_folder import load_splits
-from distill.scoring.sts import read_sts
 from distill.training.checkpoints import BEST, LAST
-from distill.training.watching import evaluate
+from distill.training.watching import evaluate, read_dev_data
 
 
 class Approach(NamedTuple):
@@ -111,7 +110,8 @@ def without_words(sentence: str) -> str:
 def dev_scores(args: argparse.Namespace, model: str) -> dict:
     """Dev scores as the trainers have them, and `mixed_accuracy`: translations found in one pool of all languages."""
     accelerator, student = Accelerator(cpu=True), SentenceEncoder.from_pretrained(model)
-    scores = evaluate(student, load_splits(args.pairs_dir)["dev"], None, read_sts(args.sts_dev), accelerator)
+    data, _ = read_dev_data(args.sts_dev, [], [])
+    scores = evaluate(student, load_splits(args.pairs_dir)["dev"], None, data, accelerator)
     return scores | {"mixed_accuracy": mixed_accuracy(student, args.pairs_dir, accelerator)}
 
 

@@ -40,9 +40,9 @@ import build_student
 import train_distill
 from distill.encoder.sentence_encoder import SentenceEncoder, set_matmul_precision
 from distill.pairs.pairs_folder import load_pairs
-from distill.scoring.sts import read_sts
 from distill.training.cache import content_fingerprint
 from distill.training.student import set_dropout
+from distill.training.watching import read_dev_data
 
 DATA = Path(os.environ.get("DATA", Path(__file__).parent.parent / "data"))
 WARM_UP = 3  # steps that are not measured
@@ -246,7 +246,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
     rows = {"english": [flat[pair][0] for pair in taken], "non_english": [flat[pair][1] for pair in taken]}
     train = datasets.Dataset.from_dict(rows | {"label": labels.of["train"][tokens.row_of_pair[taken]].tolist()})
 
-    sts = read_sts(ours.sts_dev)
+    data, _ = read_dev_data(ours.sts_dev, [], [])
 
     class Watch(TrainerCallback):
         def on_step_begin(self, _, state, control, **kwargs):
@@ -257,7 +257,7 @@ def train_theirs(args: argparse.Namespace, folder: Path) -> Clock:
             every = args.eval_steps if args.time_to_quality else state.max_steps
             if state.global_step % every == 0 or state.global_step == state.max_steps:
                 encoder.transformer, encoder.dense = student[0].auto_model, dense(student)
-                given = encoder, pairs["dev"], labels.of["dev"], sts, accelerator
+                given = encoder, pairs["dev"], labels.of["dev"], data, accelerator
                 clock.evaluation(train_distill.evaluate if args.time_to_quality else lambda *_: EMPTY, *given)
 
     settings = SentenceTransformerTrainingArguments(

@@ -23,6 +23,7 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # said by a file
 # Options that name what a command reads.
 INPUTS = {
     *("corpus", "exclude", "text", "text_files", "pairs_dir", "sts", "sts_dev", "bitext"),
+    *("retrieval", "eval_bitext", "eval_retrieval"),
     *("teacher_vectors", "score_model", "english_pairs"),
     *(
         f"{model}name_or_path"

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from conftest import tiny_encoder
 
 from distill.command import UserError
+from distill.scoring.data import Data
 from distill.training.checkpoints import Progress
 from distill.training.watching import evaluate, evaluation_report, plot_curves
 
@@ -16,7 +17,7 @@ def dev_scores(*rows: tuple[str, dict[str, str]]) -> dict:
     """Those of a tiny student on rows of a source and its translations by language."""
     targets = [[{"language": tag, "sentence": text} for tag, text in row.items()] for _, row in rows]
     dev = {"source": [source for source, _ in rows], "targets": targets}
-    return evaluate(tiny_encoder(), dev, np.zeros((len(rows), 32)), None, Accelerator(cpu=True))
+    return evaluate(tiny_encoder(), dev, np.zeros((len(rows), 32)), Data([], [], [], False, []), Accelerator(cpu=True))
 
 
 def test_a_language_of_one_pair_has_no_accuracy():

@@ -20,7 +20,9 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring import export
 from distill.scoring.bitext import Bitext
+from distill.scoring.data import Data
 from distill.scoring.export import hub_ids, public, trained_on, training_notes, training_of
+from distill.scoring.retrieval import Retrieval
 from distill.scoring.sts import StsSet, set_title
 from eval_sts import build_parser, main
 
@@ -127,6 +129,19 @@ def test_card_and_scores_of_a_trained_student(tmp_path, pairs, teacher, student)
         ({}, ["chosen on pairs:dev", "trained on pairs:train"]),
         ({"sts_dev": "./sts-{it,en}.csv"}, ["chosen on sts-{en,it}.csv", "trained on pairs:train"]),
         ({"sts_dev": "sts-{en}.csv", "metric_for_best_model": "mean_accuracy"}, ["chosen on pairs:dev", "trained on"]),
+        ({"eval_bitext": ["x=text.{en,it}"]}, ["chosen on pairs:dev", "trained on pairs:train"]),
+        (
+            {"eval_bitext": ["text.{en,it}", "pairs:test"], "metric_for_best_model": "bitext_accuracy"},
+            ["chosen on text.{it,en}", "chosen on pairs:test", "trained on pairs:train"],
+        ),
+        (
+            {"eval_retrieval": ["./beir/"], "metric_for_best_model": "ndcg_at_10"},
+            ["chosen on beir:test", "trained on pairs:train"],
+        ),
+        (
+            {"eval_retrieval": ["beir:train", "gone"], "metric_for_best_model": "ndcg_at_10"},
+            ["trained on pairs:train", "made with gone, not found"],
+        ),
         ({"pairs_dir": "elsewhere"}, []),
         ({"kind": "a grafted student"}, []),
     ],
@@ -136,11 +151,15 @@ def test_what_a_student_was_trained_or_chosen_on(tmp_path, monkeypatch, change, 
     given = {"kind": "a trained student", "pairs_dir": "a/pairs/", "sts_dev": None} | change
     given["pairs_dir"] = given["pairs_dir"].replace("a/", f"{tmp_path}/")
     (tmp_path / "args.json").write_text(json.dumps(given))
+    (tmp_path / "beir").mkdir()
     for language in ("en", "it"):
         (tmp_path / f"sts-{language}.csv").touch()
+        (tmp_path / f"text.{language}").touch()
     sets = [StsSet("en", ("en", "en"), [], [], np.array([]), f"{tmp_path}/sts-{{en,it}}.csv")]
-    bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in ("pairs:dev", "pairs:train", "pairs:test")]
-    notes = training_notes("m", ".", sets, bitexts)
+    specs = ("pairs:dev", "pairs:train", "pairs:test", "text.{it,en}")
+    bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in specs]
+    retrievals = [Retrieval("beir", [], [], [], 0, "beir:test")]
+    notes = training_notes("m", ".", Data(sets, bitexts, [], False, retrievals))
     assert len(notes) == len(expected)
     for note, part in zip(notes, expected, strict=True):
         assert note.startswith(f"m was {part}")
@@ -169,7 +188,7 @@ def test_relative_paths_of_a_run_begin_where_it_was_called(tmp_path, monkeypatch
     sets = [StsSet("en", ("en", "en"), [], [], np.array([]), spec) for spec in specs]
     specs = ("../there/pairs:train", "pairs:train")
     bitexts = [Bitext("en-it", ("en", "it"), [], [], spec) for spec in specs]
-    notes = training_notes("m", "..", sets, bitexts)
+    notes = training_notes("m", "..", Data(sets, bitexts, [], False, []))
     assert len(notes) == len(expected)
     for note, part in zip(notes, expected, strict=True):
         assert note.startswith(f"m was {part}")

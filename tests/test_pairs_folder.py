@@ -11,6 +11,7 @@ from distill.command import UserError
 from distill.pairs.pairs_folder import language_sentences, load_pairs
 from distill.pairs.readers import read_corpus
 from distill.scoring.bitext import read_bitext
+from distill.scoring.data import Data
 from distill.scoring.export import training_notes
 
 READERS = {
@@ -75,5 +76,5 @@ def test_args_that_are_no_object(pairs, tmp_path, content):
     (folder / "args.json").write_text(json.dumps(content))
     assert_refused(folder, "args.json holds no JSON object: mend or remove it", ["language_sentences", "bitext"])
     with pytest.raises(UserError, match="holds no JSON object"):
-        training_notes("student", str(folder), [], [])
+        training_notes("student", str(folder), Data([], [], [], False, []))
     assert sum(map(len, READERS["corpus"](str(folder)))) > 0  # of a corpus it may be anyone's

@@ -20,6 +20,7 @@ from build_pairs import main as build_pairs
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.pairs.pairs_folder import GROUPED, load_pairs
+from distill.scoring.data import Data
 from distill.students.audit import check_tokenizer
 from distill.training.steps import SIDES, RankSteps, Steps, epoch_order
 from distill.training.tokens import UNTRANSLATED, TokenizedPairs
@@ -224,7 +225,7 @@ def test_a_row_of_dev_without_translations_is_left_out():
     encoder, scores = tiny_encoder(), []
     for some in (rows, {source: targets for source, targets in rows.items() if targets}):
         labels = encoder.encode(list(some))
-        scores.append(evaluate(encoder, dataset_of(some), labels, None, Accelerator(cpu=True)))
+        scores.append(evaluate(encoder, dataset_of(some), labels, Data([], [], [], False, []), Accelerator(cpu=True)))
     assert scores[0] == scores[1]
 
 

@@ -1029,6 +1029,11 @@ def test_the_student_s_tokenizer_is_shown_and_one_that_cannot_read_is_refused(
         ({"student_model_name_or_path": "{tmp}/empty"}, "empty is no model: it has no config.json"),
         ({"student_model_name_or_path": "{tmp}/wide"}, "of 48: choose models of equal width, or add --projection"),
         ({"metric_for_best_model": "spearman_cosine"}, "--metric_for_best_model spearman_cosine needs --sts_dev"),
+        ({"metric_for_best_model": "bitext_accuracy"}, "--metric_for_best_model bitext_accuracy needs --eval_bitext"),
+        ({"metric_for_best_model": "ndcg_at_10"}, "--metric_for_best_model ndcg_at_10 needs --eval_retrieval"),
+        ({"eval_bitext": ["{tmp}/x.{en,it}"]}, "x.en does not exist: check the path"),
+        ({"eval_bitext": ["{pairs}", "{pairs}:dev"]}, "both have en-ar: name one, as in x="),
+        ({"eval_retrieval": ["{tmp}/empty"]}, "empty has no files corpus.*: --retrieval takes a folder with"),
         ({"freeze_layers": 3}, "--freeze_layers 3: the student has 2"),
         ({"label_pca": True}, "--label_pca is for a teacher wider than the student"),
         ({"sts_dev": "{tmp}/sts-{en,it}.csv"}, "sts-en.csv does not exist"),
@@ -1086,7 +1091,10 @@ def test_a_folder_that_holds_a_run_is_not_mixed_with_another(pairs, teacher, stu
         ([*latest, "--max_train_steps", "3"], "a number of steps of 2, not 3: give the"),
         ([*latest, "--teacher_model_name_or_path", other], "was trained on labels of another teacher: give"),
         ([*latest, "--student_model_name_or_path", other], "was trained from a student of other settings: give"),
-        ([*latest, "--sts_dev", STS], "was trained for another --metric_for_best_model, or on another --sts_dev: give"),
+        (
+            [*latest, "--sts_dev", STS],
+            "was trained for another --metric_for_best_model, or on other files for it: give",
+        ),
     ):
         assert refused(pairs, teacher, student, output, "--max_train_steps", "2", *more)
         assert message in capsys.readouterr().err

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from distill.command import UserError, wrapped
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.folders import TRAINED, read_json
-from distill.scoring.bitext import Bitext
+from distill.scoring.data import Data, named
 from distill.scoring.report import (
     Table,
     cuts_table,
@@ -24,8 +24,7 @@ from distill.scoring.report import (
     sts_tables,
     summary_table,
 )
-from distill.scoring.scores import Data
-from distill.scoring.sts import StsSet, set_title
+from distill.scoring.sts import set_title
 from distill.text_files import expand_languages
 
 USE = """\
@@ -33,6 +32,7 @@ USE = """\
     vectors = SentenceTransformer("path/to/this/folder").encode(["I love plants", "amo le piante"])"""
 ONNX_USE = """\
     SentenceTransformer("path/to/this/folder", backend="onnx", model_kwargs={{"file_name": "{file}"}})"""
+SPLITS = ("test", "dev")  # which a folder is read for where its spec names none
 TOLERANCE = 1e-5  # between the vectors of a model and those of its folder, opened again
 
 
@@ -101,31 +101,45 @@ def training_args(path: str) -> dict | None:
     return given if given.get("kind") == TRAINED else None
 
 
-def training_notes(name: str, path: str, sets: list[StsSet], bitexts: list[Bitext]) -> list[str]:
+def training_notes(name: str, path: str, data: Data) -> list[str]:
     """What a student is scored on although it was trained or chosen on it, or that nothing tells whether it is."""
     given, found, lost = training_args(path), {}, []
     if given is None:
         return []
     chooser = given.get("metric_for_best_model") or ("spearman_cosine" if given.get("sts_dev") else "mean_accuracy")
-    if chooser == "spearman_cosine":
-        dev = files_of(given["sts_dev"], given.get("called_from", "."))
-        found = {one.spec: "chosen" for one in sets if not dev.isdisjoint(files_of(one.spec))}
-        at_hand = found or not sets or any(isinstance(file, Path) for file in dev)
-        if not at_hand and not hub_id(re.split("[:@]", given["sts_dev"])[0]):
-            lost.append(given["sts_dev"])
+    chose, scored = {
+        "spearman_cosine": ([given["sts_dev"]], data.sets),
+        "mean_accuracy": ([], []),
+        "bitext_accuracy": ([named(spec)[1] for spec in given.get("eval_bitext", [])], data.bitexts),
+        "ndcg_at_10": ([named(spec)[1] for spec in given.get("eval_retrieval", [])], data.retrievals),
+    }[chooser]
+    for chosen_on in chose:
+        dev = files_of(chosen_on, given.get("called_from", "."))
+        same = {one.spec: "chosen" for one in scored if not dev.isdisjoint(files_of(one.spec))}
+        at_hand = same or not scored or any(isinstance(file, Path) for file in dev)
+        if not at_hand and not hub_id(re.split("[:@]", chosen_on)[0]):
+            lost.append(chosen_on)
+        found |= same
     uses = {"train": "trained"} | ({"dev": "chosen"} if chooser == "mean_accuracy" else {})
-    for one in bitexts:
+    for one in data.bitexts:
         folder, _, split = one.spec.rpartition(":")
         if split in uses and Path(folder).resolve() == pairs_dir_of(given):
             found[one.spec] = uses[split]
-    folders = [one for one in bitexts if Path(one.spec.rpartition(":")[0]).is_dir()]
+    folders = [one for one in data.bitexts if Path(one.spec.partition(":")[0]).is_dir()]
     lost += [given["pairs_dir"]] if folders and not pairs_dir_of(given).is_dir() else []
     notes = [f"{name} was {how} on {public(spec)}: other text may score lower" for spec, how in found.items()]
     return notes + [f"{name} was made with {public(spec)}, not found: it may be among what is scored" for spec in lost]
 
 
 def files_of(spec: str, folder: str = ".") -> set[Path | str]:
-    """The files of a brace path that begins in a folder, however it is written; of others, as a hub id's, the text."""
+    """The files of a brace path that begins in a folder, however it is written; of others, as a hub id's, the text.
+
+    Of 'FOLDER:SPLIT' a path for the split; where none is named, of each that may be meant.
+    """
+    if "{" not in spec:
+        path, _, split = spec.partition(":")
+        found = Path(folder, path).resolve()
+        return {found / name if found.is_dir() else f"{path}:{name}" for name in ([split] if split else SPLITS)}
     paths = {path: Path(folder, path).resolve() for path in expand_languages(spec).values()}
     return {file if file.exists() else path for path, file in paths.items()}
 

@@ -5,7 +5,7 @@ import re
 from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.languages import standard_tag
-from distill.scoring.scores import Data
+from distill.scoring.data import Data
 from distill.scoring.sts import StsSet
 
 TASKS = ("STSBenchmarkMultilingualSTS", "STS17", "STS22", "STS22.v2", "Tatoeba")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from distill.scoring.scores import Data
+from distill.scoring.data import Data
 from distill.scoring.sts import StsSet, set_title
 
 WIDTH = 80  # columns of a terminal

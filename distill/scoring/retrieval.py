@@ -47,12 +47,14 @@ class Pool(NamedTuple):
 def read_retrieval(spec: str, name: str = "") -> Retrieval:
     """A folder in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`; 'FOLDER:SPLIT', or the test split.
 
+    Its `spec` names the split.
     Documents have `_id`, `text` and perhaps `title`, queries `_id` and `text`, judgements `query-id`, `corpus-id` and
     `score`; any format that names its columns will do, packed or not. A title stands before its text. UserError for
     missing files and columns, and for judgements of unknown ids.
     """
     folder, _, split = spec.partition(":")
-    paths = {part: _file_of(folder, part) for part in ("corpus", "queries", f"qrels/{split or 'test'}")}
+    split = split or "test"
+    paths = {part: _file_of(folder, part) for part in ("corpus", "queries", f"qrels/{split}")}
     corpus, queries, qrels = paths.values()
     documents = _columns(corpus, "_id", "text", title="")
     asked, judged = _columns(queries, "_id", "text"), _columns(qrels, "query-id", "corpus-id", "score")
@@ -72,8 +74,8 @@ def read_retrieval(spec: str, name: str = "") -> Retrieval:
         raise UserError(f"{qrels} finds nothing relevant to any query of {queries}: take the files of one data set")
     texts = [f"{title} {text}".strip() for title, text in documents.select("title", "text").iter_rows()]
     taken = [asked["text"][row] for row in judged]
-    left_out = len(grades) - len(judged)
-    return Retrieval(name or Path(folder).name, taken, texts, [grades[row] for row in judged], left_out, spec)
+    left_out, grades = len(grades) - len(judged), [grades[row] for row in judged]
+    return Retrieval(name or Path(folder).name, taken, texts, grades, left_out, f"{folder}:{split}")
 
 
 def _file_of(folder: str, part: str) -> str:

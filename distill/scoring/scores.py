@@ -1,12 +1,11 @@
 """All scores of a model's vectors: of STS sets, bitexts and retrieval, their means, and what is left of cut vectors."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from distill.scoring.bitext import Bitext, negative_mse, translation_accuracy, translation_f1, translation_hits
 from distill.scoring.bootstrap import Score, Scores, interval, means, resampled_means
 from distill.scoring.cutting import bytes_of, cut
+from distill.scoring.data import Data
 from distill.scoring.metrics import similarities, sts_resamples, sts_scores
 from distill.scoring.retrieval import Pool, Retrieval, mixed_scores, retrieval_scores
 from distill.scoring.search import nearest_neighbours
@@ -14,28 +13,6 @@ from distill.scoring.sts import StsSet
 
 QUERIES = 10_000
 Vectors = dict[str, np.ndarray]  # sentence -> its vector (dimension,)
-
-
-class Data(NamedTuple):
-    """What models are scored on."""
-
-    sets: list[StsSet]
-    bitexts: list[Bitext]
-    pools: list[Pool]  # those of the bitexts
-    margin: bool  # bitexts by the ratio margin too
-    retrievals: list[Retrieval]
-
-    @property
-    def sentences(self) -> list[str]:
-        """All that stand behind the prompt of queries: every one but the documents of retrieval."""
-        found = [sentence for one in self.bitexts for side in (one.sources, one.targets) for sentence in side]
-        found += [sentence for one in self.sets for side in (one.sentence1, one.sentence2) for sentence in side]
-        return found + [query for one in self.retrievals for query in one.queries]
-
-    @property
-    def documents(self) -> list[str]:
-        """Those of retrieval."""
-        return [document for one in self.retrievals for document in one.documents]
 
 
 def score(

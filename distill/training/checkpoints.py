@@ -113,11 +113,17 @@ class Progress:
         vars(self).update(state)
 
 
-def chosen_by(metric: str | None, sts_dev: str | None) -> str:
+def chosen_by(metric: str | None, sts_dev: str | None, bitext: list[str], retrieval: list[str]) -> str:
     """The dev score that chooses the best student; UserError when it needs files that are not given."""
     best_metric = metric or ("spearman_cosine" if sts_dev else "mean_accuracy")
-    if best_metric == "spearman_cosine" and not sts_dev:
-        raise UserError("--metric_for_best_model spearman_cosine needs --sts_dev")
+    needs = {
+        "spearman_cosine": ("--sts_dev", sts_dev),
+        "bitext_accuracy": ("--eval_bitext", bitext),
+        "ndcg_at_10": ("--eval_retrieval", retrieval),
+    }
+    option, given = needs.get(best_metric, ("", True))
+    if not given:
+        raise UserError(f"--metric_for_best_model {best_metric} needs {option}")
     return best_metric
 
 

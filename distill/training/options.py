@@ -5,7 +5,8 @@ import argparse
 from distill.command import at_least, between, not_negative, part, positive, share
 from distill.training.student import SCHEDULES
 
-BEST = ["spearman_cosine", "mean_accuracy"]  # of --sts_dev, of the dev split
+# Of --sts_dev, of the dev split, of --eval_bitext, of --eval_retrieval; trackers take no @ in a name.
+BEST = ["spearman_cosine", "mean_accuracy", "bitext_accuracy", "ndcg_at_10"]
 TRACKERS = ["tensorboard", "trackio", "wandb"]
 # Of these and of the data's, those that decide what is learned: a run goes on with those it began with.
 DECIDING = (
@@ -44,6 +45,8 @@ def add_common(parser: argparse.ArgumentParser, training) -> None:
     memory.add_argument("--freeze_layers", type=at_least(0), default=0, help="first layers that stay as they are")
     watching = parser.add_argument_group("evaluation and checkpoints")
     watching.add_argument("--sts_dev", metavar="SPEC", help="STS files whose mean Spearman chooses the best student")
+    watching.add_argument("--eval_bitext", nargs="+", default=[], metavar="[NAME=]SPEC", help="more dev data: bitexts")
+    watching.add_argument("--eval_retrieval", nargs="+", default=[], metavar="[NAME=]SPEC", help="in BEIR's layout")
     watching.add_argument("--metric_for_best_model", choices=BEST, help="if not given: STS, else accuracy")
     watching.add_argument("--skip_first_evaluation", action="store_true", help="not of the student as it starts")
     watching.add_argument("--early_stopping_patience", type=at_least(1), help="evaluations without a better one")

@@ -20,8 +20,12 @@ from distill.command import UserError
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks
 from distill.ranks import noting_mistakes, on_first_rank
 from distill.scoring.bitext import negative_mse, translation_accuracy, translation_hits
+from distill.scoring.data import Data, read_data
 from distill.scoring.metrics import defined, similarities, sts_scores, unit
+from distill.scoring.report import size_notes
+from distill.scoring.scores import score_bitext, score_retrieval
 from distill.scoring.search import nearest_neighbours
+from distill.scoring.sts import read_sts
 from distill.training.cache import fingerprint
 from distill.training.checkpoints import Progress
 from distill.training.losses import Loss
@@ -31,27 +35,42 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 OF_THE_MACHINE = ("pairs_per_second", "tokens_per_second", "peak_memory_gb")  # in a line, what each run has anew
+# Of an evaluation, beside STS: what curves.png calls it, how it is drawn.
+MEANS = {
+    "mean_accuracy": ("translation accuracy", "k--o"),
+    "bitext_accuracy": ("accuracy on --eval_bitext", "k:s"),
+    "ndcg_at_10": ("nDCG@10 on --eval_retrieval", "k-.^"),
+}
 COLLAPSED = 0.95  # mean similarity of different sentences; a useful teacher's is near 0
 
 
-def chooser_fingerprint(best_metric: str, sts: list | None) -> str:
-    """A name for what chooses the best student: the metric and the content of its STS sets, not where they lie."""
-    contents = [(graded.name, graded.sentence1, graded.sentence2, graded.scores.tobytes()) for graded in sts or []]
-    return fingerprint(best_metric, *(part for content in contents for part in content))
+def read_dev_data(sts_dev: str | None, bitext: list[str], retrieval: list[str]) -> tuple[Data, list[str]]:
+    """What dev scores are of, beside the dev split; and notes, on what is left out. UserError for bad files."""
+    data, alone = read_data(read_sts(sts_dev) if sts_dev else [], bitext, retrieval)
+    return data, size_notes(data, alone)
 
 
-def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray | None, sts, accelerator: Accelerator) -> dict:
-    """Dev scores: translation accuracy per language, STS where given, the means over both; with labels negative MSE.
+def chooser_fingerprint(best_metric: str, data: Data) -> str:
+    """A name for what chooses the best student: the metric and the content of its sets, not where they lie."""
+    of_metric = {"spearman_cosine": data.sets, "bitext_accuracy": data.bitexts, "ndcg_at_10": data.retrievals}
+    # Of each all but the first field, its name, and the last, its spec
+    return fingerprint(best_metric, *(part for one in of_metric.get(best_metric, []) for part in one[1:-1]))
 
-    A language of one pair has no accuracy, since one pair is no retrieval; UserError where no language has one.
+
+def evaluate(
+    student: SentenceEncoder, dev, dev_labels: np.ndarray | None, data: Data, accelerator: Accelerator
+) -> dict:
+    """Scores of the dev split, translation accuracy per language and with labels negative MSE; of `data`; the means.
+
+    Every sentence is encoded once, documents behind the same prompt as all others. A language of one pair has no
+    accuracy, since one pair is no retrieval; UserError where no language has one.
     """
     pairs = {}
     for row, (source, targets) in enumerate(zip(dev["source"], dev["targets"], strict=True)):
         for target in targets:
             pairs.setdefault(target["language"], []).append((row, source, target["sentence"]))
     sentences = {sentence for listed in pairs.values() for _, *both in listed for sentence in both}
-    if sts is not None:
-        sentences.update(sentence for graded in sts for sentence in (*graded.sentence1, *graded.sentence2))
+    sentences.update(data.sentences, data.documents)
     vector = encode_on_all_ranks(student, sentences, accelerator)
 
     def scores() -> dict:
@@ -79,10 +98,20 @@ def evaluate(student: SentenceEncoder, dev, dev_labels: np.ndarray | None, sts, 
         result["mean_accuracy"] = float(np.mean(accuracies))
         sources = [vector[source] for source in dict.fromkeys(dev["source"]) if source in vector]
         result["mean_similarity"] = mean_similarity(np.stack(sources))
-        if sts is not None:
-            correlations = sts_scores(sts, similarities(sts, vector))
+        if data.sets:
+            correlations = sts_scores(data.sets, similarities(data.sets, vector))
             result["sts"] = {name: found["spearman_cosine"] for name, found in correlations.items()}
             result["spearman_cosine"] = float(np.mean(list(result["sts"].values())))
+        # As eval_sts.py has them, but for the intervals, for which one resample is the least
+        once = {"device": accelerator.device, "samples": 1, "seed": 0}
+        if data.bitexts:
+            _, found = score_bitext(data.bitexts, vector, None, False, **once)
+            result["eval_bitext"] = {name: one.value for name, one in found.items()}
+            result["bitext_accuracy"] = float(np.mean(list(result["eval_bitext"].values())))
+        if data.retrievals:
+            _, found = score_retrieval(data.retrievals, vector, vector, **once)
+            result["eval_retrieval"] = {name: one.value for name, one in found.items()}
+            result["ndcg_at_10"] = float(np.mean(list(result["eval_retrieval"].values())))
         return result
 
     # They decide what all ranks do next, and another rank's may differ in their last digits.
@@ -101,7 +130,8 @@ def mean_similarity(vectors: np.ndarray) -> float | None:
 def evaluation_report(progress: Progress, metric: str, scores: dict) -> str:
     """A line for the terminal; before the first step, which languages it is not about; after it, what goes wrong."""
     step = progress.step
-    report = f"step {step}: dev {metric} {scores[metric]:.4f}"
+    shown = [metric, *(name for name in MEANS if name in scores and name != metric)]
+    report = f"step {step}: dev " + ", ".join(f"{name} {scores[name]:.4f}" for name in shown)
     alone = [language for language, found in scores["bitext"].items() if "mean_accuracy" not in found]
     if step == 0 and alone:
         report += f"\nleft out of the accuracy, since one pair is no retrieval: {', '.join(alone)}"
@@ -125,12 +155,12 @@ def plot_curves(metrics: list[dict], path: Path) -> None:
     steps = [line for line in metrics if "loss" in line]
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
     left.set(title="Training loss", xlabel="step", ylim=(0, None))
-    evaluations = [line for line in metrics if "mean_accuracy" in line]
-    at = [line["step"] for line in evaluations]
-    for name in evaluations[-1].get("sts", {}):
-        right.plot(at, [line["sts"][name] for line in evaluations], marker="o", label=f"STS {name}")
-    accuracy = [line["mean_accuracy"] for line in evaluations]
-    right.plot(at, accuracy, "k--", marker="o", label="translation accuracy")
+    evaluations = [flat(line) for line in metrics if "mean_accuracy" in line]
+    drawn = {name: (f"STS {name.removeprefix('sts/')}", "-o") for name in evaluations[-1] if name.startswith("sts/")}
+    drawn |= {name: look for name, look in MEANS.items() if name in evaluations[-1]}
+    for name, (label, style) in drawn.items():
+        points = [(line["step"], line[name]) for line in evaluations if name in line]  # a run may go on by other files
+        right.plot(*zip(*points, strict=True), style, label=label)
     right.set(title="Dev scores", xlabel="step", ylim=(min(0, *right.get_ylim()), 1))
     figure.legend(loc="outside right center", fontsize="small")
     for axes in (left, right):
