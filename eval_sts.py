@@ -12,17 +12,17 @@
 import argparse
 import os
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from tabulate import tabulate
 
 from distill.command import Parser, UserError, at_least, between, run, wrapped
 from distill.encoder.model_folder import behind, find_folder
 from distill.encoder.sentence_encoder import SentenceEncoder, encode_on_all_ranks, set_matmul_precision
-from distill.folders import check_output, replaced_folder, write_json, writing
+from distill.folders import check_output, inputs_of, overlap, replaced_folder, write_json, writing
 from distill.ranks import launched
 from distill.scoring.bootstrap import Scores, compare
 from distill.scoring.cutting import BITS, cuts_of
@@ -41,7 +41,7 @@ from distill.scoring.metrics import cosine, defined, unit
 from distill.scoring.mteb_results import sets_of_tasks, write_mteb_results
 from distill.scoring.onnx_graphs import FILES, OnnxEncoder, check_onnx, write_graphs
 from distill.scoring.pictures import draw_map, draw_scores
-from distill.scoring.report import print_scores, size_notes, write_csv, write_report
+from distill.scoring.report import Table, print_scores, size_notes, terminal, write_csv, write_report
 from distill.scoring.retrieval import pools_of, sample_of
 from distill.scoring.scores import Vectors, score, score_cuts
 from distill.scoring.sts import StsSet, read_sts
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--teacher_model_name_or_path", help="whose vectors the negative MSE of bitext is about")
     what.add_argument("--prompt", nargs="+", type=str, default=[], metavar="[NAME=]TEXT", help="before each sentence")
     what.add_argument("--prompt_name", nargs="+", default=[], metavar="[NAME=]PROMPT", help="one of the folder's")
-    what.add_argument("--document_prompt", nargs="+", default=[], metavar="[NAME=]TEXT", help="before documents")
+    what.add_argument("--document_prompt", nargs="+", type=str, default=[], metavar="[NAME=]T", help="before documents")
     what.add_argument("--truncate_dim", nargs="+", type=at_least(1), default=[], metavar="N", help="keep the first")
     what.add_argument("--precision", nargs="+", choices=[*BITS][1:], default=[], help="fewer bits")
     what.add_argument("--sentences", nargs="+", metavar="S", help="print the cosine of the first to the others")
@@ -157,10 +157,15 @@ def check(args: argparse.Namespace, models: dict[str, str]) -> None:
             raise UserError(f"{last} is a table of vectors, not a model: leave {option} out, or name a model last")
     if args.export_dir:
         check_output(args.export_dir, args, "an export")
-        outputs = [str(Path(path).resolve()) for path in (args.output_dir, args.export_dir)]
-        if os.path.commonpath(outputs) in outputs:
-            raise UserError(f"{args.output_dir} and {args.export_dir} lie in one another: name two folders")
         find_folder(last)  # before hours of scoring the others
+    if args.mteb_results:
+        results = Path(args.mteb_results).resolve()
+        if results.is_file() or any(overlap(results, given) for given in inputs_of(args)):
+            raise UserError(f"--mteb_results {args.mteb_results} is a file, or lies with an input: name another folder")
+    outputs = [Path(path).resolve() for path in (args.output_dir, args.export_dir, args.mteb_results) if path]
+    for one, other in combinations(outputs, 2):
+        if overlap(one, other):
+            raise UserError(f"{one} and {other} lie in one another: name two folders")
 
 
 # ---------------------------------------------------------------- vectors
@@ -198,8 +203,8 @@ def print_nearness(sentences: list[str], vectors: dict[str, dict[str, np.ndarray
     """How near the first sentence is to each of the others, by model."""
     first, *others = sentences
     near = [[cosine(vector[first][None], vector[other][None])[0] for vector in vectors.values()] for other in others]
-    rows = [[other, *values] for other, values in zip(others, near, strict=True)]
-    print("\n" + tabulate(rows, headers=[f'cosine to "{first}"', *vectors], floatfmt=".2f"))
+    rows = [[other, *(f"{value:.2f}" for value in values)] for other, values in zip(others, near, strict=True)]
+    print("\n" + terminal(Table([f'cosine to "{first}"', *vectors], rows)))
 
 
 def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.Namespace) -> None:
@@ -276,12 +281,13 @@ def main(args: argparse.Namespace) -> None:
     reads = [f"teacher reads {teacher.reads}"] if teacher_path and teacher.prompt else []
     for name, path in models.items():
         try:
-            encoder = teacher if name in of_teacher else load(path, name)
-            vector = labels[teacher.normalize] if name in of_teacher else vectors(encoder, name, sentences)
-            documents = documents_of(encoder, name, vector)
+            found = teacher if name in of_teacher else load(path, name)
+            vector = labels[teacher.normalize] if name in of_teacher else vectors(found, name, sentences)
+            made = found, vector, documents_of(found, name, vector)
         except UserError as error:
             entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
             continue
+        encoder, vector, documents = made
         entry, compared[name] = scored_on_all(name, vector, documents, encoder)
         entries.append(entry)
         reads += [f"{name} reads {encoder.reads}"] if encoder.prompt else []
@@ -293,11 +299,15 @@ def main(args: argparse.Namespace) -> None:
     failed = [entry["error"] for entry in entries if "error" in entry]
     if not compared:
         raise UserError("; ".join(failed))
+    encoder, vector, documents = made
     *others, last = compared
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
     if args.truncate_dim or args.precision:
-        cuts = cuts_of(vector, args.truncate_dim, args.precision)
-        entry["cuts"] = score_cuts(vector, documents, compared[last], data, cuts, device, args.seed)
+        try:
+            cuts = cuts_of(vector, args.truncate_dim, args.precision)
+            entry["cuts"] = score_cuts(vector, documents, compared[last], data, cuts, device, args.seed)
+        except UserError as error:  # its width is known now
+            failed.append(str(error))
 
     # Scores
     settings = vars(args) | {"device": device.type, "mixed_precision": accelerator.mixed_precision}
@@ -314,13 +324,14 @@ def main(args: argparse.Namespace) -> None:
             print_nearness(args.sentences, nearness)
         if args.mteb_results and "error" not in entries[-1]:
             model = args.push_to_hub or f"local/{last}"
-            tasks = write_mteb_results(args.mteb_results, model, entry, of_mteb, encoder)
+            with writing(args.mteb_results):
+                tasks = write_mteb_results(args.mteb_results, model, entry, of_mteb, encoder)
             print(f"\nMTEB's results: {args.mteb_results} ({', '.join(tasks)})")
         print(f"\nscores: {args.output_dir} (report.md, scores.json, scores.csv, pictures)")
 
     # Export
-    if args.export_dir and "error" in entries[-1]:
-        failed.append(f"{args.export_dir} was not written")
+    if "error" in entries[-1]:
+        failed += [f"{path} was not written" for path in (args.export_dir, args.mteb_results) if path]
     elif args.export_dir:
         exported, scored = {key: value for key, value in entry.items() if key != "compared_with"}, compared[last]
         if args.export_dtype == "fp16":

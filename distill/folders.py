@@ -160,6 +160,11 @@ def claimed(path: str | Path, file: str) -> Iterator[None]:
             lock_file.parent.rmdir()
 
 
+def overlap(one: Path, other: Path) -> bool:
+    """Whether two resolved paths are the same, or one lies in the other."""
+    return one == other or one in other.parents or other in one.parents
+
+
 def check_output(path: str | Path, args, kind: str, keep: bool = False) -> None:
     """UserError where `replaced_folder` would refuse or could not write: for scripts that compute long before.
 
@@ -172,7 +177,7 @@ def check_output(path: str | Path, args, kind: str, keep: bool = False) -> None:
             raise UserError(f"{part} is a link to {part.readlink()}, which does not exist: make it, or name a folder")
     path = Path(path).resolve()
     for given in inputs_of(args):
-        if path == given or path in given.parents or given in path.parents:
+        if overlap(path, given):
             raise UserError(f"{path} would be written over the input {given}: name another output folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder")

@@ -99,7 +99,10 @@ def test_intervals_of_nothing_but_hits():
     assert misses.interval == pytest.approx([0, 1 - exact.low])
     assert paired_test(hits, hits)["ci"] == pytest.approx([exact.low - 1, 1 - exact.low])
     assert paired_test(hits, misses)["ci"] == pytest.approx([exact.low, 1])
-    assert mean([hits, Score(1.0, np.ones(20), trials=10)]).interval == hits.interval
+    few = Score(1.0, np.ones(20), trials=10)
+    assert mean([hits, few]).interval == few.interval, "no narrower than that of its smallest set"
+    nearly = Score(1.0, np.repeat([1.0, 1 - 1e-16], 10), trials=50)
+    assert nearly.interval == pytest.approx(hits.interval), "sums differ by rounding"
     assert Score(0.5, np.linspace(0, 1, 41), trials=50).interval == pytest.approx([0.025, 0.975])
     assert interval(np.ones(20)) == [1, 1], "a correlation"
 

@@ -70,7 +70,22 @@ def test_more_dimensions_than_there_are(tmp_path, student):
     command = ["--model_name_or_path", f"x={student}", "--sts", STS, "--output_dir", str(tmp_path / "scores")]
     with pytest.raises(UserError, match="--truncate_dim 64: a vector has 32 dimensions: give fewer"):
         main(build_parser().parse_args([*command, "--truncate_dim", "64"]))
-    assert not (tmp_path / "scores").exists()
+    [entry] = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    assert entry["sts"]["en"]["n"] > 0 and "cuts" not in entry, "the scores are not lost"
+
+
+def test_of_nothing_no_share_is_kept(tmp_path):
+    """Vectors that find no translation: no warning, no infinite share, no NaN in scores.json."""
+    (tmp_path / "b.en").write_text("a\nb\n")
+    (tmp_path / "b.it").write_text("c\nd\n")
+    np.save(tmp_path / "v.npy", np.array([[1, 0, 0], [0, 1, 0], [0.1, 1, 0.5], [1, 0.1, 0]], np.float32))
+    (tmp_path / "v.txt").write_text("a\nb\nc\nd\n")
+    command = ["--model_name_or_path", f"x={tmp_path}/v.npy", "--bitext", f"{tmp_path}/b.{{en,it}}"]
+    main(build_parser().parse_args([*command, "--output_dir", str(tmp_path / "scores"), "--truncate_dim", "2", "2"]))
+    text = (tmp_path / "scores/scores.json").read_text()
+    [entry] = json.loads(text, parse_constant=lambda word: pytest.fail(word))["models"]
+    whole, less = entry["cuts"]
+    assert (whole["summary"]["accuracy"], whole["kept"]["accuracy"], less["kept"]["accuracy"]) == (0, None, None)
 
 
 def test_a_turned_student_has_its_cosines_and_says_most_in_its_first_dimensions(pairs, tmp_path):
@@ -88,4 +103,4 @@ def test_a_turned_student_has_its_cosines_and_says_most_in_its_first_dimensions(
     assert spread[1][:8].sum() > spread[0][:8].sum() and spread[1].sum() == pytest.approx(spread[0].sum(), rel=1e-4)
     peer = SentenceTransformer(str(tmp_path / "turned"), device="cpu")
     np.testing.assert_allclose(peer.encode(sentences), other, atol=1e-5)
-    assert "Of the variance of 177 sentences' vectors" in (tmp_path / "turned/README.md").read_text()
+    assert f"Of the variance of {len(sentences)} sentences' vectors" in (tmp_path / "turned/README.md").read_text()

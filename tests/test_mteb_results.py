@@ -1,6 +1,7 @@
 """Scores in MTEB's own files: read by its library, equal to what it computes itself."""
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -124,6 +125,15 @@ def test_mistakes_are_named_before_scoring(tmp_path, model, sets, message):
     with pytest.raises(UserError, match=message):
         evaluate(tmp_path, model, *sets)
     assert not (tmp_path / "mteb").exists() and not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize("folder", ["{tmp}/file", "{model}/mteb", "{tmp}/scores/mteb"])
+def test_results_lie_beside_what_is_read_and_written(tmp_path, model, folder):
+    (tmp_path / "file").write_text("precious")
+    command = ["--model_name_or_path", model, "--sts", f"STS17={STS}", "--output_dir", f"{tmp_path}/scores"]
+    with pytest.raises(UserError, match=r"lies with an input|lie in one another"):
+        main(build_parser().parse_args([*command, "--mteb_results", folder.format(tmp=tmp_path, model=model)]))
+    assert not (tmp_path / "scores").exists() and not list(Path(model).glob("mteb"))
 
 
 def test_without_the_library(tmp_path, model, monkeypatch):

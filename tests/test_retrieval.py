@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from distill.command import UserError
 from distill.scoring import pictures, retrieval, scores
 from distill.scoring.bitext import Bitext
-from distill.scoring.retrieval import mixed_scores, pools_of, read_retrieval, retrieval_scores, sample_of
+from distill.scoring.retrieval import mixed_scores, pools_of, ranked_scores, read_retrieval, retrieval_scores, sample_of
 from distill.scoring.search import k_nearest
 from distill.scoring.sts import StsSet
 from eval_sts import build_parser, main
@@ -295,6 +295,35 @@ def test_documents_share_the_vectors_of_sentences_where_no_prompt_tells_them_apa
     assert entry["cuts"][1]["kept"]["retrieval"] != 1
 
 
+def test_a_perfect_ranking_has_an_ndcg_of_one():
+    """To the last digit, though fewer than ten documents are ranked: else its interval would have no width."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        best = np.sort(random.random((1, 6)), axis=1)[:, ::-1]
+        assert ranked_scores(best, np.pad(best, ((0, 0), (0, 4))))["ndcg@10"].tolist() == [1.0]
+
+
+def test_what_a_failed_model_left_is_not_another_s(folder, tmp_path, student):
+    """A model whose documents alone have no vectors: the cuts are of the one before it."""
+    encoder = tiny_encoder(seed=2)
+    token = encoder.tokenizer.convert_tokens_to_ids(encoder.tokenizer.tokenize("zyx"))
+    with torch.no_grad():
+        encoder.transformer.embeddings.word_embeddings.weight[token] = torch.nan
+    broken = saved(encoder, tmp_path / "broken")
+    command = ["--model_name_or_path", f"good={student}", f"bad={broken}", "--retrieval", str(folder)]
+    command += ["--document_prompt", "zyx ", "--truncate_dim", "8", "--output_dir", str(tmp_path / "scores")]
+    with pytest.raises(UserError, match="not finite"):
+        main(build_parser().parse_args(command))
+    good, bad = json.loads((tmp_path / "scores/scores.json").read_text())["models"]
+    assert "error" in bad and good["cuts"][0]["kept"]["retrieval"] == 1
+
+
+def test_a_prompt_that_leaves_no_room_for_documents_is_said(folder, tmp_path, student):
+    command = ["--model_name_or_path", student, "--retrieval", str(folder), "--output_dir", str(tmp_path / "scores")]
+    with pytest.raises(UserError, match=r"of which special ones and its prompt take .*: raise"):
+        main(build_parser().parse_args([*command, "--document_prompt", "a " * 40]))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -307,6 +336,12 @@ def test_documents_share_the_vectors_of_sentences_where_no_prompt_tells_them_apa
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq99\td1\t1\n"}, "judges 'q99', which .*queries.jsonl has not"),
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td999\t1\n"}, "judges 'd999', which .*corpus.jsonl.gz has"),
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t0\n"}, "finds nothing relevant to any query"),
+        ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\tinf\n"}, "the score 'inf' of query 'q1' is no number"),
+        ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td1\t0\n"}, "judges 'd1' for query 'q1' twice"),
+        (
+            {"queries.jsonl": '{"_id": "q0", "text": ["x"]}\n'},
+            r"the column text holds List\(String\), not text",
+        ),
         ({"qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\tyes\n"}, "the score 'yes' of query 'q1' is no number"),
     ],
 )

@@ -193,6 +193,7 @@ class SentenceEncoder(nn.Module):
         before = self.prompts, self.default_prompt_name
         self.prompts, self.default_prompt_name = {"other": prompt}, "other"
         try:
+            self.check_runs(f"{prompt!r}")
             yield
         finally:
             self.prompts, self.default_prompt_name = before

@@ -122,7 +122,7 @@ def interval(resamples: np.ndarray, trials: int = 0, lowest: float = 0.0) -> lis
     if not len(defined):
         return None
     low, high = np.quantile(defined, [0.025, 0.975]).tolist()
-    bound = 1 - 0.025 ** (1 / trials) if trials and low == high else 0.0
+    bound = 1 - 0.025 ** (1 / trials) if trials and high - low < 1e-12 else 0.0  # but for rounding they are equal
     return [max(lowest, low - bound), min(1.0, high + bound)] if bound else [low, high]
 
 
@@ -178,8 +178,8 @@ def means(sets: list[StsSet], scores: Scores) -> dict[str, tuple[str, list[str],
 
 
 def mean(scores: list[Score]) -> Score:
-    """The mean of scores that were resampled together; it has as many trials as the one that has most."""
-    trials = max(score.trials for score in scores)
+    """The mean of scores that were resampled together; it has as many trials as the one that has fewest."""
+    trials = min(score.trials for score in scores)
     return Score(np.mean([score.value for score in scores]), np.mean([one.resamples for one in scores], axis=0), trials)
 
 

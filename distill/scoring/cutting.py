@@ -34,4 +34,4 @@ def cuts_of(vector: dict[str, np.ndarray], dimensions: list[int], precisions: li
     width = len(next(iter(vector.values())))
     if max(dimensions, default=0) >= width:
         raise UserError(f"--truncate_dim {max(dimensions)}: a vector has {width} dimensions: give fewer")
-    return [(d, p) for d in (width, *dimensions) for p in ("fp32", *precisions)]
+    return [(d, p) for d in dict.fromkeys([width, *dimensions]) for p in dict.fromkeys(["fp32", *precisions])]

@@ -239,7 +239,7 @@ def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict
     spoken = [language for one in (*data.sets, *data.bitexts) for language in one.languages]
     languages = list(dict.fromkeys([*(training["languages"] if training else []), *spoken]))
     metadata = ModelCardData(
-        language=list(dict.fromkeys(language.split("-")[0] for language in languages)),
+        language=list(dict.fromkeys(language.split("-")[0] for language in languages)) or None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction"],
@@ -248,6 +248,7 @@ def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict
         model_name=entry["name"],
         eval_results=evaluation_results(entry, data),
     )
+    known = f" for {', '.join(languages)}" if languages else ""
     made = f"exported from `{entry['path']}`"
     if training:
         taught = "taught by multilingual knowledge distillation ([Reimers & Gurevych 2020]({}2004.09813))"
@@ -256,7 +257,7 @@ def model_card(entry: dict, data: Data, encoder: SentenceEncoder, training: dict
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {entry['name']}",
-        f"A sentence-embedding model for {', '.join(languages)}, {made}. A vector has {encoder.dimension} dimensions.",
+        f"A sentence-embedding model{known}, {made}. A vector has {encoder.dimension} dimensions.",
         USE,
     ]
     if encoder.prompt:

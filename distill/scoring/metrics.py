@@ -99,4 +99,6 @@ def defined(content):
     """The same with None for nan, which JSON lacks."""
     if isinstance(content, dict):
         return {name: defined(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [defined(value) for value in content]
     return None if isinstance(content, float) and np.isnan(content) else content

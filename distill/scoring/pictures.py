@@ -99,7 +99,7 @@ def draw_map(path: Path, pool: Pool, vectors: dict[str, np.ndarray]) -> None:
     """
     figure, axes = plt.subplots(1, len(vectors), figsize=(5.2 * len(vectors), 5.4), squeeze=False, layout="constrained")
     for panel, (name, of_model) in zip(axes.flat, vectors.items(), strict=True):
-        directions = unit(of_model)
+        directions = np.pad(unit(of_model), ((0, 0), (0, 1)))  # of one dimension two can be drawn
         left, lengths, _ = np.linalg.svd(directions - directions.mean(0), full_matrices=False)
         places, share = (left * lengths)[:, :2], (lengths[:2] ** 2).sum() / (lengths**2).sum()
         for meaning in np.unique(pool.meanings):

@@ -183,6 +183,8 @@ def gain_table(entry: dict) -> Table:
 
 def p_value(test: dict) -> str:
     """'0.034'; '< 0.002' where so many resamples cannot show less."""
+    if test["difference"] is None:
+        return "-"
     if test["p_value"] > test["least_p"]:
         return f"{test['p_value']:.3f}"
     digits = -math.floor(math.log10(test["least_p"]))
@@ -296,13 +298,12 @@ LEGEND = [
 
 def legend_of(entry: dict) -> list[str]:
     """What the names of a model's means say, as far as it has them."""
-    names = {name.rpartition("/")[2] for name in entry["summary"]}
-    of_source = next((name for name in names if name.endswith("-xx")), "")
-    source = of_source.removesuffix("-xx")
+    names = dict.fromkeys(name.rpartition("/")[2] for name in entry["summary"])
+    sources = [name.removesuffix("-xx") for name in names if name.endswith("-xx")]
     meanings = {
-        "within": f"within: STS in one language{f', {source} among them' if source else ''}; across: in two",
-        of_source: f"{of_source}: from or to {source}",
-        "accuracy": "accuracy: a translation is nearest of all in its language",
+        "within": f"within: STS in one language{f', {sources[0]} among them' if sources else ''}; across: in two",
+        **{f"{source}-xx": f"{source}-xx: from or to {source}" for source in sources},
+        "accuracy": "accuracy: a translation is nearest of all in its language; x 100, as all others",
         "mixed": "mixed: a translation is nearest of all languages",
         "retrieval": "retrieval: nDCG@10",
     }

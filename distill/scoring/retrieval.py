@@ -1,5 +1,7 @@
 """Retrieval: documents ranked for each query; of files with judgements, or of a bitext's languages in one pool."""
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,23 +61,28 @@ def read_retrieval(spec: str, name: str = "") -> Retrieval:
     documents = _columns(corpus, "_id", "text", title="")
     asked, judged = _columns(queries, "_id", "text"), _columns(qrels, "query-id", "corpus-id", "score")
     rows = [_row_of_id(path, table["_id"]) for path, table in ((queries, asked), (corpus, documents))]
-    grades = [{} for _ in asked["_id"]]
+    grades, known = [{} for _ in asked["_id"]], {}
     for query, document, grade in judged.iter_rows():
-        for number, path, known in ((query, queries, rows[0]), (document, corpus, rows[1])):
-            if number not in known:
-                raise UserError(f"{qrels} judges {number!r}, which {path} has not: take the files of one data set")
+        for one, path, there in ((query, queries, rows[0]), (document, corpus, rows[1])):
+            if one not in there:
+                raise UserError(f"{qrels} judges {one!r}, which {path} has not: take the files of one data set")
         try:
-            if float(grade) > 0:
-                grades[rows[0][query]][rows[1][document]] = float(grade)
+            number = float(grade)
         except (TypeError, ValueError):
-            raise UserError(f"{qrels}: the score {grade!r} of query {query!r} is no number: mend it") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{qrels}: the score {grade!r} of query {query!r} is no number: mend it")
+        if known.setdefault((query, document), number) != number:
+            raise UserError(f"{qrels} judges {document!r} for query {query!r} twice, in two ways: remove one")
+        if number > 0:
+            grades[rows[0][query]][rows[1][document]] = number
     judged = [row for row, of_query in enumerate(grades) if of_query]
     if not judged:
         raise UserError(f"{qrels} finds nothing relevant to any query of {queries}: take the files of one data set")
     texts = [f"{title} {text}".strip() for title, text in documents.select("title", "text").iter_rows()]
     taken = [asked["text"][row] for row in judged]
     left_out, grades = len(grades) - len(judged), [grades[row] for row in judged]
-    return Retrieval(name or Path(folder).name, taken, texts, grades, left_out, f"{folder}:{split}")
+    return Retrieval(name or Path(os.path.abspath(folder)).name, taken, texts, grades, left_out, f"{folder}:{split}")
 
 
 def _file_of(folder: str, part: str) -> str:
@@ -102,6 +109,9 @@ def _columns(path: str, *names: str, **defaults: str) -> pl.DataFrame:
     for table in named_tables(path):
         if lacking := [name for name in names if name not in table.columns]:
             raise UserError(f"{path} has no column {lacking[0]!r}: it has {', '.join(table.columns)}")
+        for name in {*names, *defaults} & {*table.columns}:
+            if table.schema[name].is_nested():
+                raise UserError(f"{path}: the column {name} holds {table.schema[name]}, not text")
         missing = [pl.lit(text).alias(name) for name, text in defaults.items() if name not in table.columns]
         frame = table.with_columns(missing).select(pl.col(*names, *defaults).cast(pl.String))
         frames.append(frame.with_columns(pl.col(name).fill_null(text) for name, text in defaults.items()))
@@ -165,7 +175,7 @@ def ranked_scores(found: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
     found: grades of the documents that were ranked first, (n, k), 0 for what is not relevant; best: those of the best
     ranking, (n, 10). A grade is its own gain (Järvelin & Kekäläinen 2002), as trec_eval has it.
     """
-    found = found[:, :NEAREST]
+    found = np.pad(found, ((0, 0), (0, NEAREST)))[:, :NEAREST]  # as wide as the best, so that equal ones sum alike
     hits = found > 0
     reciprocal = hits.any(1) / (1 + hits.argmax(1))
     gains = [(grades / np.log2(2 + np.arange(grades.shape[1]))).sum(1) for grades in (found, best)]

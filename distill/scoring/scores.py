@@ -142,7 +142,8 @@ def score_cuts(
         less = [cut(part, dimensions, precision) if part else part for part in (vector, documents)]
         _, scores = score(*less, None, data, device, samples=1, seed=seed)
         values = {name: mean.value for name, mean in scores["summary"].items()}
-        kept = {name: value / whole["summary"][name].value for name, value in values.items()}
+        wholes = {name: whole["summary"][name].value for name in values}
+        kept = {name: value / wholes[name] if wholes[name] > 0 else np.nan for name, value in values.items()}
         about = {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
         found.append(about | {"summary": values, "kept": kept})
     return found
