@@ -11,7 +11,9 @@
 Behind `--` stand the options of the trainer that all runs have, --sts_dev among them; a variant that is one word
 begins with a space. The trainer is train_distill.py unless a variant begins with another's name. Each run is a whole
 schedule, evaluated before its first step (unless --skip_first_evaluation is among the options) and after its last. Of
-several learning rates each is tried on the first seed, and the best by STS across languages plus accuracy is taken.
+several learning rates each is tried on the first seed, and the best by STS across languages plus accuracy is taken:
+that of translation on --eval_bitext where that is among the options, else on the dev split. The last pool is of the dev
+split.
 
 A run that has ended is kept in --work_dir: a call that was cut goes on when it is given again, and two calls with other
 variants or seeds may share the work.
@@ -131,7 +133,7 @@ def figures(scores: dict) -> list[float]:
     """English, means within and across languages, accuracy between two and among all; x 100, nan if not there."""
     sts = scores["sts"]
     kinds = [[sts[key] for key in sts if ("-" in key) == across] or [math.nan] for across in (False, True)]
-    accuracies = scores["mean_accuracy"], scores.get("mixed_accuracy", math.nan)
+    accuracies = scores.get("bitext_accuracy", scores["mean_accuracy"]), scores.get("mixed_accuracy", math.nan)
     values = sts.get("en", math.nan), *map(statistics.mean, kinds), *accuracies
     return [100 * value for value in values]
 
