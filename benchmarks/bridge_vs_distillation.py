@@ -84,11 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
 def prepare(args: argparse.Namespace, count: int, folder: Path) -> None:
     """A folder of pairs with about so many to train on, of rows which a larger number has too; the English task's."""
     splits = load_splits(args.pairs_dir)
-    train = splits["train"].shuffle(seed=0)
+    train = splits["train"].shuffle(seed=0, keep_in_memory=True)  # no cache beside the user's pairs
     pairs = np.cumsum([len(targets) for targets in train["targets"]])
     if pairs[-1] < count:
         sys.exit(f"bridge_vs_distillation.py: {args.pairs_dir} has {pairs[-1]} pairs to train on, --pairs asks {count}")
-    train = train.select(range(1 + int(np.searchsorted(pairs, count)))).flatten_indices()
+    train = train.select(range(1 + int(np.searchsorted(pairs, count)))).flatten_indices(keep_in_memory=True)
     DatasetDict(train=train, dev=splits["dev"]).save_to_disk(folder / "pairs")
     write_json(folder / "pairs/args.json", read_json(Path(args.pairs_dir, "args.json"), {}))
     lines = [{"anchor": sentence, "positive": without_words(sentence)} for sentence in train["source"]]

@@ -293,13 +293,14 @@ def test_a_step_has_the_negatives_of_its_rows_once(tokenized):
 
 
 def test_no_step_has_one_row_alone(tokenized):
-    """Of 17 pairs a step, where one is left over: it stands in the step before."""
+    """Pairs that are left over, and are fewer than a step needs, stand in the step before."""
     tokens = tokenized.tokens
-    size = next(size for size in range(8, 99) if len(tokens.row_of_pair) % size == 1)
-    steps = Steps(tokens, size, 2, 1.0, seed=0, fewest=3)
+    size = next(size for size in range(8, 99) if len(tokens.row_of_pair) % size)
+    left_over = len(tokens.row_of_pair) % size
+    steps = Steps(tokens, size, 2, 1.0, seed=0, fewest=left_over + 1)
     assert steps.per_epoch == len(tokens.row_of_pair) // size
     counts = [int((steps[number].languages > 0).sum()) for number in range(2 * steps.per_epoch)]
-    assert counts == 2 * ([size] * (steps.per_epoch - 1) + [size + 1])
+    assert counts == 2 * ([size] * (steps.per_epoch - 1) + [size + left_over])
     assert [steps.pairs_before(number) for number in range(len(counts))] == np.cumsum([0, *counts[:-1]]).tolist()
     assert all(len(np.unique(steps[number].rows)) > 1 for number in range(len(counts)))
 

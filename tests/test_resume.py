@@ -602,7 +602,7 @@ def test_a_run_that_starts_anew_has_no_student_of_an_earlier_start(given, tmp_pa
 
 def test_another_option_is_refused_before_anything_is_computed(given, two_checkpoints, capsys):
     shutil.rmtree(two_checkpoints / "cache", ignore_errors=True)
-    assert train(*given, *folders(two_checkpoints), *LATEST, "--loss", "cosine") == 2
+    assert train(*given, *folders(two_checkpoints), *LATEST, "--loss", "distribution") == 2
     assert "was trained with --loss mse:1 cosine:1 " in capsys.readouterr().err
     assert not (two_checkpoints / "cache").exists()
 
