@@ -4,20 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from conftest import tiny_encoder
 
 from distill.command import UserError
+from distill.encoder.sentence_encoder import SentenceEncoder
 from distill.scoring.data import Data
 from distill.training.checkpoints import Progress
 from distill.training.watching import evaluate, evaluation_report, plot_curves
 
 
-def dev_scores(*rows: tuple[str, dict[str, str]]) -> dict:
-    """Those of a tiny student on rows of a source and its translations by language."""
+def dev_scores(*rows: tuple[str, dict[str, str]], student: SentenceEncoder | None = None) -> dict:
+    """Those of a tiny student, or another, on rows of a source and its translations by language."""
     targets = [[{"language": tag, "sentence": text} for tag, text in row.items()] for _, row in rows]
     dev = {"source": [source for source, _ in rows], "targets": targets}
-    return evaluate(tiny_encoder(), dev, np.zeros((len(rows), 32)), Data([], [], [], False, []), Accelerator(cpu=True))
+    student, data = student or tiny_encoder(), Data([], [], [], False, [])
+    return evaluate(student, dev, np.zeros((len(rows), 32)), data, Accelerator(cpu=True))
 
 
 def test_a_language_of_one_pair_has_no_accuracy():
@@ -32,6 +35,13 @@ def test_a_language_of_one_pair_has_no_accuracy():
 def test_a_dev_split_without_retrieval_is_refused():
     with pytest.raises(UserError, match="no two pairs of a language, to find"):
         dev_scores(("A dog.", {"it": "Un cane.", "de": "Ein Hund."}))
+
+
+def test_a_student_that_an_update_has_broken_is_no_best_one():
+    student = tiny_encoder()
+    torch.nn.init.constant_(student.transformer.embeddings.word_embeddings.weight, 1e30)
+    with pytest.raises(UserError, match="vectors that are no finite numbers: lower --learning_rate"):
+        dev_scores(("A dog.", {"it": "Un cane."}), ("A cat.", {"it": "Un gatto."}), student=student)
 
 
 def test_one_source_sentence_has_no_mean_similarity(tmp_path):
