@@ -501,13 +501,17 @@ def test_names_are_no_formulas_and_no_cells(tmp_path, model):
     assert "| a$^b\\| " in report and "| s$\\f\\|/en " in report
 
 
-def test_model_names():
+def test_model_names(tmp_path, monkeypatch):
     specs = ["a=x/y", "org/model", "z/", "runs/lr=2e-4/student"]
     assert named_models(["."]) == {Path.cwd().name: "."} and named_models([".."]) == {Path.cwd().parent.name: ".."}
     assert named("x-{pt-BR=pt-br}.csv") == ("", "x-{pt-BR=pt-br}.csv"), "braces belong to the path"
     assert named_models(specs) == {"a": "x/y", "model": "org/model", "z": "z/", "student": "runs/lr=2e-4/student"}
     with pytest.raises(UserError, match="two models are called model"):
         named_models(["a/model", "b/model"])
+    monkeypatch.chdir(tmp_path)
+    assert named_models(["lr=1e-3/run"]) == {"lr": "1e-3/run"}
+    (tmp_path / "lr=1e-3/run").mkdir(parents=True)
+    assert named_models(["lr=1e-3/run"]) == {"run": "lr=1e-3/run"}
 
 
 def test_scores_need_no_home_that_can_be_written(tmp_path, model, monkeypatch):

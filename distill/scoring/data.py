@@ -1,5 +1,6 @@
 """What models are scored on, as a call names it: STS sets, bitexts, retrieval."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,7 +34,12 @@ class Data(NamedTuple):
 
 
 def named(spec: str) -> tuple[str, str]:
-    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'."""
+    """'NAME=SPEC' -> (NAME, SPEC), or '' where there is no name; a name holds no '/' and no '{'.
+
+    What exists is a path, as 'lr=1e-3/student' may be.
+    """
+    if os.path.exists(spec):
+        return "", spec
     match = re.fullmatch(r"(?:([^/={]+)=)?(.*)", spec, re.DOTALL)
     return match[1] or "", match[2]
 

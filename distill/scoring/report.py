@@ -316,8 +316,10 @@ def size_notes(data: Data, alone: list[str]) -> list[str]:
     notes, counts = [], {}
     if alone:
         notes.append(f"left out, since one pair is no retrieval: {', '.join(alone)}")
-    for one in data.bitexts:
-        counts.setdefault(f"{one.name.rpartition('/')[0]} accuracy".strip(), []).append(len(one.sources))
+    counted = [("STS", one.name, len(one.scores)) for one in data.sets]
+    counted += [("accuracy", one.name, len(one.sources)) for one in data.bitexts]
+    for kind, name, pairs in counted:
+        counts.setdefault(f"{name.rpartition('/')[0]} {kind}".strip(), []).append(pairs)
     for mean, pairs in counts.items():
         if min(pairs) < max(pairs):
             spread = f"{min(pairs)} to {max(pairs)} pairs"
