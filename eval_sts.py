@@ -216,6 +216,39 @@ def write_scores(folder: Path, scores: dict, sets: list[StsSet], args: argparse.
     draw_scores(folder, entries, sets)
 
 
+def write_export(
+    encoder: SentenceEncoder,
+    entry: dict,
+    scored: Scores,
+    about: dict,
+    data: Data,
+    sample: list[str],
+    device,
+    args: argparse.Namespace,
+) -> None:
+    """Write a model, its graphs, its scores and its card to --export_dir, and upload it where that is asked for.
+
+    entry and `about` are the model's and the call's as scores.json has them; `sample`: sentences whose vectors are
+    compared when the folder is opened again.
+    """
+    path, marker = entry["path"], argparse.Namespace(**public_settings(vars(args)))
+    with writing(args.export_dir), replaced_folder(args.export_dir, marker, "an export") as folder:
+        export_model(folder, encoder, DTYPES[args.export_dtype], sample)
+        if args.export_onnx:
+            entry["onnx"], graphs = write_graphs(folder, args.export_onnx, sample)
+        if "int8" in args.export_onnx:
+            by_int8 = scored_by(graphs["int8"], data, device, args)
+            entry["onnx"]["int8"]["compared_with"] = {"fp32": compare(by_int8, scored)}
+        entry = defined(entry) | {"path": public(path)}
+        write_json(folder / "scores.json", {"models": [entry]} | about)
+        card = model_card(entry, data, encoder, training_of(path), about["notes"])
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    print(f"export: {args.export_dir}{fp16_loss(entry)}")
+    if args.push_to_hub:
+        push(args.export_dir, args.push_to_hub)
+        print(f"pushed: {args.push_to_hub}")
+
+
 def main(args: argparse.Namespace) -> None:
     accelerator = launched()
     set_matmul_precision(accelerator.device)
@@ -257,6 +290,11 @@ def main(args: argparse.Namespace) -> None:
         with encoder.reading(of_documents[name]):
             return vectors(encoder, f"{name}, documents", data.documents)
 
+    def read_by(name: str) -> tuple[SentenceEncoder | VectorTable, Vectors, Vectors]:
+        encoder = teacher if name in of_teacher else load(models[name], name)
+        vector = labels[encoder.normalize] if name in of_teacher else vectors(encoder, name, sentences)
+        return encoder, vector, documents_of(encoder, name, vector)
+
     def scored_on_all(name: str, vector: Vectors, documents: Vectors, encoder) -> tuple[dict, Scores]:
         of_teacher = labels.get(encoder.normalize)
         entry, found = score(vector, documents, of_teacher, data, device, args.bootstrap_samples, args.seed)
@@ -281,13 +319,10 @@ def main(args: argparse.Namespace) -> None:
     reads = [f"teacher reads {teacher.reads}"] if teacher_path and teacher.prompt else []
     for name, path in models.items():
         try:
-            found = teacher if name in of_teacher else load(path, name)
-            vector = labels[teacher.normalize] if name in of_teacher else vectors(found, name, sentences)
-            made = found, vector, documents_of(found, name, vector)
+            encoder, vector, documents = read_by(name)
         except UserError as error:
             entries.append({"name": name, "path": path, "error": str(error), "sts": {}, "bitext": {}})
             continue
-        encoder, vector, documents = made
         entry, compared[name] = scored_on_all(name, vector, documents, encoder)
         entries.append(entry)
         reads += [f"{name} reads {encoder.reads}"] if encoder.prompt else []
@@ -299,7 +334,6 @@ def main(args: argparse.Namespace) -> None:
     failed = [entry["error"] for entry in entries if "error" in entry]
     if not compared:
         raise UserError("; ".join(failed))
-    encoder, vector, documents = made
     *others, last = compared
     entry["compared_with"] = {other: compare(compared[last], compared[other]) for other in others}
     if args.truncate_dim or args.precision:
@@ -345,23 +379,8 @@ def main(args: argparse.Namespace) -> None:
                 exported["cuts"] = score_cuts(vector, documents, scored, data, cuts, device, args.seed)
         if accelerator.is_main_process:
             about |= {"settings": public_settings(settings), "notes": notes[last]}
-            marker = argparse.Namespace(**public_settings(vars(args)))
-            with writing(args.export_dir), replaced_folder(args.export_dir, marker, "an export") as folder:
-                dtype, sample = DTYPES[args.export_dtype], sentences[:: max(1, len(sentences) // 64)]
-                export_model(folder, encoder, dtype, sample)
-                if args.export_onnx:
-                    exported["onnx"], graphs = write_graphs(folder, args.export_onnx, sample)
-                if "int8" in args.export_onnx:
-                    by_int8 = scored_by(graphs["int8"], data, device, args)
-                    exported["onnx"]["int8"]["compared_with"] = {"fp32": compare(by_int8, scored)}
-                exported = defined(exported) | {"path": public(models[last])}
-                write_json(folder / "scores.json", {"models": [exported]} | about)
-                card = model_card(exported, data, encoder, training_of(models[last]), notes[last])
-                (folder / "README.md").write_text(card, encoding="utf-8")
-            print(f"export: {args.export_dir}{fp16_loss(exported)}")
-            if args.push_to_hub:
-                push(args.export_dir, args.push_to_hub)
-                print(f"pushed: {args.push_to_hub}")
+            sample = sentences[:: max(1, len(sentences) // 64)]
+            write_export(encoder, exported, scored, about, data, sample, device, args)
     accelerator.end_training()
     if failed:
         raise UserError("; ".join(failed))

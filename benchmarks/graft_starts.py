@@ -49,7 +49,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     command += ["--exclude", *sts, "--output_dir", f"{folder}/all_pairs"]
     build_pairs.main(build_pairs.build_parser().parse_args(command))
     pairs = load_pairs(f"{folder}/all_pairs")
-    pairs["train"] = pairs["train"].select(range(args.rows)).flatten_indices(keep_in_memory=True)
+    pairs["train"] = pairs["train"].select(range(args.rows)).flatten_indices()
     pairs.save_to_disk(folder / "pairs")
 
     command = f"graft --encoder_model_name_or_path {get_model_path()} --pairs_dir {folder}/all_pairs"

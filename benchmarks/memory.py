@@ -67,7 +67,7 @@ def prepare(folder: Path, rows: int) -> None:
     structs = pa.StructArray.from_arrays([languages, sentences], ["language", "sentence"])
     targets = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * 2), structs)
     train = datasets.Dataset(pa.table({"source": sources, "targets": targets}))
-    dev = train.select(range(100)).flatten_indices(keep_in_memory=True)
+    dev = train.select(range(100)).flatten_indices()
     datasets.DatasetDict(train=train, dev=dev).save_to_disk(folder / "pairs")
 
     random = np.random.default_rng(0)

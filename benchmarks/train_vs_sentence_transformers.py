@@ -87,8 +87,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     build_pairs.main(build_pairs.build_parser().parse_args(command.split()))
     pairs = load_pairs(f"{folder}/all_pairs")
     for split, rows in (("train", args.rows), ("dev", args.dev_rows)):
-        order = pairs[split].shuffle(seed=0, keep_in_memory=True)
-        pairs[split] = order.select(range(rows or len(order))).flatten_indices(keep_in_memory=True)
+        pairs[split] = pairs[split].shuffle(seed=0).select(range(rows or len(pairs[split]))).flatten_indices()
     pairs.save_to_disk(folder / "pairs")
     if args.model in ("minilm4", "xlmr"):
         make_student(args.model, folder)
